@@ -15,8 +15,9 @@ from pathlib import Path
 from cowest_dspy.report.compare_view import read_comparison
 from cowest_dspy.report.significance import compare_scores
 from cowest_dspy.report.verdict import format_difference, format_p
+from cowest_dspy.utils.importing import load_function
 
-NOTHING = ("no rows", "1 row: NULL", "1 row: 0")
+RECIPE = Path(__file__).resolve().parent.parent / "programs/geoquery.py"
 
 
 def main(run: Path) -> None:
@@ -31,14 +32,10 @@ def main(run: Path) -> None:
         for arm, of_arm in answers.items()
     }
     weak, alone, both = right["weak"], right["alone"], answers["collaboration_sft"]
-    shows = {
-        example: (result := (found.draft or "").rpartition("\nResult: ")[2]).startswith("error")
-        or result in NOTHING
-        for example, found in both.items()
-    }
+    features = load_function(f"{RECIPE}:WriteAndRun")("").draft_features
+    shows = {one: any(features(found.draft or "").values()) for one, found in both.items()}
     again = sum(
-        f"{(found.draft or '').partition(chr(10))[0]}" == f"Sql: {found.answer}"
-        for found in both.values()
+        (found.draft or "").partition("\n")[0] == f"Sql: {found.answer}" for found in both.values()
     )
     rule = {one: alone[one] if shows[one] else weak[one] for one in both}
     union = sum(max(weak[one], alone[one]) for one in both)

@@ -165,8 +165,6 @@ def result_text(result: QueryResult) -> str:
 
 
 _CONDITION = r"[\w.]+\s*(?:<=|>=|<>|=|<|>)\s*(?:'[^']*'|[\w.]+\b(?!\s*\())"
-
-
 _FUNCTION = re.compile(r"\b(?:COUNT|MAX|MIN|SUM|AVG)\b(?=\s*\()", re.IGNORECASE)
 
 
@@ -260,8 +258,8 @@ def _draft_text(draft: str, sql: str, database: Path) -> str:
     """A draft of this format that says this SQL."""
     if draft == "notes":
         return notes(sql, database)
-    parts = {"sql": sql, "result": result_text(run_query(database, sql))}
-    return labelled_lines(parts if draft == "result" else {"sql": sql})
+    result = {"result": result_text(run_query(database, sql))} if draft == "result" else {}
+    return labelled_lines({"sql": sql, **result})
 
 
 def draft_rows(
@@ -295,6 +293,8 @@ def shots(
             of_shape.setdefault(row["id"].rpartition("-")[0], row)
     made: list[dspy.Example] = []
     for row in of_shape.values():
+        if len(made) == most:
+            break
         place, gold = len(made), run_query(database, row["sql"])
         drafted = row["sql"] if gold.rows else ""
         if drafted and place % SHOTS in WRONG:
@@ -302,7 +302,7 @@ def shots(
             drafted = next(
                 (one for one in faults if not run_query(database, one).matches(gold)), ""
             )
-        if len(made) < most and drafted:
+        if drafted:
             text = _draft_text(draft, drafted, database)
             shot = dspy.Example(question=row["question"], draft=text, sql=row["sql"])
             made.append(shot.with_inputs("question", "draft"))

@@ -115,12 +115,11 @@ def _evaluated(experiment: _Parts, name: str) -> Answerer:
     if name == "strong_prompted":
         program = experiment.final
         return _of_program(experiment, program, arms.alone_arm(program.with_fresh_baseline()))
-    if name == "routed":
-        return _routed(experiment, ArmRules.model_validate({"kind": "routed"}))
     sft = experiment.config.sft
     rules = {
         "weak": {"kind": "weak", "weak": "sft" if sft and sft.answers else "base"},
         "strong": {"kind": "alone"},
+        "routed": {"kind": "routed"},
         "oracle": {"kind": "oracle"},
         "collaboration": {"kind": "collaboration", "weak": "tuned"},
         "collaboration_sft": {"kind": "collaboration", "weak": "sft"},

@@ -38,6 +38,7 @@ from cowest_dspy.experiment.bundle_card import format_card
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.summary import load_pairs, package_versions
+from cowest_dspy.experiment.tables import recipe_arguments
 from cowest_dspy.lms import lora_gguf
 from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.optimizers.router import ROUTER_FILE
@@ -530,11 +531,10 @@ def _build_program(bundle: OpenBundle) -> Collaboration:
     with file_errors(BundleError, file):
         text = bundle.read(file.name).decode("utf-8")
         settings = read_toml_text(text, str(file), BundleError)
-    data = {name: settings.get("data", {}).get(name) for name in ("seed", "rows", "fold")}
     made: Any = call(
         str(bundle.folder / bundle.manifest.program),
         given={"draft": settings.get("draft")},
-        offered={name: value for name, value in data.items() if value is not None},
+        offered=recipe_arguments(settings.get("data", {})),
     )
     if not isinstance(made, Collaboration):
         raise BundleError(f"{bundle.manifest.program} of the bundle gave no Collaboration.")

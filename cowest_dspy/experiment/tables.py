@@ -3,6 +3,7 @@ files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from cowest_dspy.errors import nearest
 from cowest_dspy.influence.statistics import SMALLEST
 from cowest_dspy.utils.table import Folder, Reference, TomlTable, Uri
+
+
+def recipe_arguments(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given to a recipe's functions by keyword: seed, rows and fold of [data], as far as
+    they are set."""
+    return {name: data[name] for name in ("seed", "rows", "fold") if data.get(name) is not None}
 
 
 class Data(TomlTable):
@@ -41,10 +48,8 @@ class Data(TomlTable):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What is given to a recipe's functions by keyword: seed, rows and fold, as far as they are
-        set."""
-        given = {"seed": self.seed, "rows": self.rows, "fold": self.fold}
-        return {name: value for name, value in given.items() if value is not None}
+        """What is given to a recipe's functions by keyword."""
+        return recipe_arguments(vars(self))
 
 
 class Arms(TomlTable):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ALPHA, POWER = 0.05, 0.8
-"""Of a test: its two-sided level, and the chance of p < ``ALPHA`` that is asked for."""
+"""The two-sided level of a test, and its power: the chance of p < ``ALPHA``."""
 LEAST_CHANGED = next(count for count in range(1, 99) if 2.0 ** (1 - count) < ALPHA)
 """Fewer answers that change give an exact two-sided test no chance of p < ``ALPHA``: 6."""
 SMALLEST = 5.0
@@ -125,7 +125,7 @@ def detectable_mean(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def _quantiles() -> tuple[float, float]:
-    """Of the normal distribution: for ``ALPHA``, two-sided, and for ``POWER``."""
+    """Quantiles of the normal distribution for ``ALPHA``, two-sided, and for ``POWER``."""
     return NormalDist().inv_cdf(1 - ALPHA / 2), NormalDist().inv_cdf(POWER)
 
 

@@ -347,8 +347,8 @@ class SFT(_Training):
     result; with ``lora_dropout``, rows drop the same in what they share."""
 
     def decisive(self) -> dict[str, Any]:
-        """As of every tuner; ``share_prompt``, which came later, is left out: what was trained
-        before it is found."""
+        """The settings that can change the adapter, as JSON values. ``share_prompt`` is not among
+        them, so that what was trained before there was such a setting is found."""
         return {name: value for name, value in super().decisive().items() if name != "share_prompt"}
 
 

@@ -56,9 +56,8 @@ def pack(input_ids: Any, attention_mask: Any, together: int = 2) -> PackedRows:
     import torch
 
     device, width = input_ids.device, input_ids.size(1)
-    ids, real = (one.view(together, -1, width) for one in (input_ids, attention_mask.bool()))
-    alike = ((ids == ids[:1]) & real).all(0)
-    shared = alike.long().cumprod(1).sum(1)[None, :, None]
+    ids, real, shared = _beginnings(input_ids, attention_mask, together)
+    shared = shared[None, :, None]
     counted = torch.arange(width, device=device).expand_as(ids)
     rest = (real.sum(2, keepdim=True) - shared).cumsum(0)
     starts = shared + torch.cat([torch.zeros_like(rest[:1]), rest[:-1]])  # of each rest
@@ -91,12 +90,19 @@ def choose_together(input_ids: Any, attention_mask: Any) -> int:
     for together in range(rows, 1, -1):
         if rows % together:
             continue
-        ids, real = (one.view(together, -1, width) for one in (input_ids, attention_mask.bool()))
-        shared = ((ids == ids[:1]) & real).all(0).long().cumprod(1).sum(1)
+        _, real, shared = _beginnings(input_ids, attention_mask, together)
         longest = int((real.sum(2).sum(0) - (together - 1) * shared).max())
         if int(shared.max()) and longest <= max(SHORT, 2 * width):
             return together
     return 1
+
+
+def _beginnings(input_ids: Any, attention_mask: Any, together: int) -> tuple[Any, Any, Any]:
+    """Rows that are packed to one beside each other: ids and whether they are real, both (n, B, T),
+    and how many tokens all n begin with, (B,)."""
+    shape = (together, -1, input_ids.size(1))
+    ids, real = input_ids.view(shape), attention_mask.bool().view(shape)
+    return ids, real, ((ids == ids[:1]) & real).all(0).long().cumprod(1).sum(1)
 
 
 def share(backbone: Any, together: int | None = 2) -> Callable[[], None]:
