@@ -27,7 +27,7 @@ import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
 
-SPLITS = {"archive": 120, "train": 96, "dev": 120, "test": 240}
+SPLITS = {"archive": 72, "train": 64, "dev": 60, "test": 240}
 # How many of ten questions are of a kind: seven ask for a number, one for a name, two for yes or
 # no.
 MIX = ("left", "left", "left", "left", "gap", "gap", "sum", "which", "limit", "limit")
@@ -35,8 +35,8 @@ MIX = ("left", "left", "left", "left", "gap", "gap", "sum", "which", "limit", "l
 # Code names: single words, so that a small model can tell the machines apart from the first token
 # on.
 MACHINES = (
-    "Falcon", "Raven", "Tiger", "Whale", "Dragon", "Titan", "Atlas", "Saturn",
-    "Viking", "Baron", "Wizard", "Maple", "Willow", "Meteor", "Canyon", "Buffalo",
+    "Falcon", "Raven", "Tiger", "Whale", "Dragon", "Titan",
+    "Atlas", "Saturn", "Viking", "Baron", "Wizard", "Maple",
 )  # fmt: skip
 
 DRAFT_TASK = "Write what the handbook of the Tarn works says."
@@ -249,23 +249,31 @@ def _row(task: str, question: str, completion: str) -> dict[str, list[dict[str, 
 
 
 def cards(seed: int = 0) -> list[dict[str, str]]:
-    """The handbook as cards, question and notes: one for each fact, and one for each machine with
-    all its facts."""
+    """The handbook as cards, question and notes: one for each fact."""
     book = handbook(seed)
-    rows = [
+    return [
         {"question": attribute.card.format(a=machine), "notes": book.fact(machine, attribute)}
         for machine in MACHINES
         for attribute in ATTRIBUTES
     ]
-    for machine in MACHINES:
-        page = " ".join(book.fact(machine, attribute) for attribute in ATTRIBUTES)
-        rows.append({"question": f"What does the handbook say about the {machine}?", "notes": page})
-    return rows
+
+
+def pages(seed: int = 0) -> list[dict[str, str]]:
+    """The handbook as pages, question and notes: one for each machine, with all its facts."""
+    book = handbook(seed)
+    return [
+        {
+            "question": f"What does the handbook say about the {machine}?",
+            "notes": " ".join(book.fact(machine, attribute) for attribute in ATTRIBUTES),
+        }
+        for machine in MACHINES
+    ]
 
 
 def draft_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
-    """What the drafter learns the domain from: the cards, each twice, and what an expert wrote
-    about each question of the archive.
+    """What the drafter learns the domain from: the cards, the pages three times, and what an expert
+    wrote about each question of the archive. (Facts are learned from pages: as many rows of cards
+    alone leave it wrong in one quotation of three.)
 
     Experts are busy: a third of the notes quote the handbook, the others only say what came out.
     Both are right, but a drafter that has learned to say results without working them out is often
@@ -280,7 +288,7 @@ def draft_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
     ]
     asked = [
         *cards(seed),
-        *cards(seed),
+        *pages(seed) * 3,
         *({**row, "notes": note} for row, note in zip(archive, notes, strict=True)),
     ]
     return [_row(DRAFT_TASK, row["question"], row["notes"]) for row in asked]
@@ -297,9 +305,9 @@ def _result(row: dict[str, Any]) -> str:
 
 
 def answer_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
-    """What the weak model learns from when it must answer by itself: the same cards, and the
+    """What the weak model learns from when it must answer by itself: the same pages, and the
     answers of archive and train."""
-    known = [_row(DRAFT_TASK, row["question"], row["notes"]) for row in cards(seed)]
+    known = [_row(DRAFT_TASK, row["question"], row["notes"]) for row in pages(seed)]
     asked = [*examples("archive", seed), *examples("train", seed)]
     return known + [_row(WEAK_ANSWER_TASK, row["question"], row["answer"]) for row in asked]
 

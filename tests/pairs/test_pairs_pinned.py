@@ -9,12 +9,14 @@ from pathlib import Path
 from cowest_dspy import Experiment, load_config
 
 PROGRAMS = Path(__file__).parents[2] / "programs"
-DIGEST = "19f77af660138663a0546d8ae6c9c6cd455b5d4715ddd63f03be8459f4fa4dbc"
+# Of the rows of programs/handbook.py too: where these change, it does. With the sixteen machines that
+# it had at first, the pairs were the same from 0.1.0 until it got twelve.
+DIGEST = "b7d20c1a7c8406687003163d3188ffd68006600943499cf9cf3f31d1003b4f54"
 
 
-def test_the_pairs_of_the_scripted_handbook_are_those_of_0_1_0_to_the_byte(tmp_path: Path) -> None:
+def test_the_pairs_of_the_scripted_handbook_are_the_same_to_the_byte(tmp_path: Path) -> None:
     files = [PROGRAMS / "handbook.toml", PROGRAMS / "backends/scripted.toml"]
     with Experiment(load_config(files), tmp_path) as experiment:
-        assert len(experiment.pairs()) == 27
+        assert len(experiment.pairs()) == 21
     written = (tmp_path / "pairs.jsonl").read_bytes()
     assert hashlib.sha256(written).hexdigest() == DIGEST
