@@ -1,9 +1,9 @@
 """What stands between a collaboration on GeoQuery and the best of its two models: who is right, which
 drafts show that they are wrong, and how often the strong model writes the draft again.
 
-    python benchmarks/drafts_of_sql.py runs/geoquery      # of a run that cowest compare has made
+    python benchmarks/drafts_of_sql.py runs/geoquery-*    # of runs that cowest compare has made
 
-Of the arms "alone", "weak" and "collaboration_sft". The rule that is counted beside them keeps SQL
+Runs of several folds are counted together. Of the arms "alone", "weak" and "collaboration_sft". The rule that is counted beside them keeps SQL
 that gives something, and takes the answer of the strong model alone for the others.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report.compare_view import read_comparison
 from cowest_dspy.report.significance import compare_scores
 from cowest_dspy.report.verdict import format_difference, format_p
@@ -20,13 +21,13 @@ from cowest_dspy.utils.importing import load_function
 RECIPE = Path(__file__).resolve().parent.parent / "programs/geoquery.py"
 
 
-def main(run: Path) -> None:
+def main(runs: list[Path]) -> None:
     """Print the counts."""
-    comparison = read_comparison(run / "comparison" / "comparison.json")
-    answers = {
-        one.arm.name: {answer.example_id: answer for answer in one.arm.answers}
-        for one in comparison.arms
-    }
+    answers: dict[str, dict[str, Answer]] = {}
+    for run in runs:
+        for one in read_comparison(run / "comparison" / "comparison.json").arms:
+            of_arm = {answer.example_id: answer for answer in one.arm.answers}
+            answers.setdefault(one.arm.name, {}).update(of_arm)
     right = {
         arm: {example: found.score or 0.0 for example, found in of_arm.items()}
         for arm, of_arm in answers.items()
@@ -52,4 +53,4 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(run) for run in sys.argv[1:]])

@@ -34,6 +34,7 @@ import dspy
 from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import read_rows
+from cowest_dspy.optimizers.router import Head, Router
 from cowest_dspy.program.adapters import labelled_lines, training_row
 from cowest_dspy.utils.sql import QueryResult, run_query
 
@@ -356,6 +357,20 @@ def with_examples(rows: str, seed: int = 0, fold: int = 0) -> dspy.Module:
         for shot in shots("sql", rows, seed, fold)
     ]
     return module
+
+
+def keep_what_gives() -> Router:
+    """The router that is a rule and not fitted: SQL that gives something is the answer; where it
+    fails, or gives no row, NULL or 0, the strong model answers alone."""
+    return Router(
+        features=("fails", "gives_nothing"),
+        heads={
+            "weak": Head(weights=(-2.0, -2.0), intercept=1.0),
+            "strong": Head(weights=(0.0, 0.0), intercept=0.0),
+            "collaborate": Head(weights=(0.0, 0.0), intercept=-9.0),
+        },
+        costs={"weak": 0.0, "strong": 1.0, "collaborate": 1.0},
+    )
 
 
 def _with_schema(signature: type[dspy.Signature], rows: str) -> type[dspy.Signature]:

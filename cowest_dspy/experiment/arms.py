@@ -141,7 +141,7 @@ def record_arm(
     note."""
 
     def ask() -> dict[str, Any]:
-        title = f"Evaluating {arm.title}"
+        title = f"{'Comparing' if record == 'compared' else 'Evaluating'} {arm.title}"
         with experiment.context.stage(stage_of(record, arm.name), title) as progress:
             answers = arms.ask_all(
                 made.answering,
@@ -331,8 +331,18 @@ def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _routed(experiment: _Parts, rules: ArmRules) -> Answerer:
-    """The router that the run has."""
-    program, router = experiment.best, Router.load(experiment.run)
+    """By the router that the rules give, or that the run has."""
+    if rules.router:
+        router = call(rules.router, offered=experiment.config.data.arguments)
+        if not isinstance(router, Router):
+            raise ConfigError(
+                f"{rules.router} gave a {type(router).__name__}: a function that returns a "
+                "cowest_dspy.optimizers.router.Router is expected."
+            )
+        weak = _state(experiment, rules)
+        program = experiment.program.bind(weak=weak, strong=experiment.strong)
+    else:
+        program, router = experiment.best, Router.load(experiment.run)
     routed = Routed(program, router)
     made = _of_program(experiment, program, lambda example: routed(**example.inputs()))
     return made.on(router.model_dump(mode="json", exclude={"about"}))

@@ -283,7 +283,8 @@ class Compared:
         return ComparedArm(arm, seed, extra, intervals, kept)
 
     def _answer_arm(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
-        if rules.kind == "routed":  # For the best weak model that there is by now.
+        # Fitted for the best weak model that there is by now.
+        if rules.kind == "routed" and not rules.router:
             part.collect()
             fit_run_router(part)
         made = answerer(part, rules.model_copy(update={"draft": None}))
@@ -293,7 +294,11 @@ class Compared:
             made,
             part.splits[self.rules.split],
             record="compared",
-            depends_on=[rules.kind, made.depends_on, code_of([rules.program, rules.corpus])],
+            depends_on=[
+                rules.kind,
+                made.depends_on,
+                code_of([rules.program, rules.corpus, rules.router]),
+            ],
         )
 
     def _more_scores(

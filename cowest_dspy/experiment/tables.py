@@ -136,7 +136,7 @@ _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "collaboration": ("draft", "weak"),
     "oracle": ("field",),
     "control": ("control", "draft"),
-    "routed": (),
+    "routed": ("router", "weak"),
     "module": ("program", "role"),
 }
 
@@ -186,6 +186,11 @@ class ArmRules(TomlTable):
     ) = Field(None, description="control: what is not influence")
     program: Reference | None = Field(
         None, description='module: "recipe.py:make", a function that gives any dspy.Module'
+    )
+    router: Reference | None = Field(
+        None,
+        description='routed: "recipe.py:rule", a function that gives a Router; by default one is '
+        "fitted, for the best weak model",
     )
     role: Literal["weak", "strong"] = Field("strong", description="module: which model it runs on")
 

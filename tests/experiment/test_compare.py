@@ -275,3 +275,18 @@ def test_a_later_round_with_too_few_pairs_is_skipped_and_has_one_number_of_pairs
     assert second.outcome == "skipped" and 0 <= second.pairs < 60
     assert second.reason == f"{second.pairs} pair{'' if second.pairs == 1 else 's'}, 60 needed"
     assert report.pairs is not None and report.pairs.kept == first.pairs + second.pairs
+
+
+def test_costs_tell_the_stages_of_compare_from_those_of_evaluate(
+    task: list[Path], tmp_path: Path
+) -> None:
+    """Before, "Evaluating strong alone" stood in the table of costs twice."""
+    files = declared(task, ALL_ARMS)
+    compared(files, tmp_path / "run", only=["alone"])
+    with Experiment(load_config(files), tmp_path / "run") as experiment:
+        experiment.evaluate(["strong"])
+        titles = [stage["title"] for stage in experiment.store.records("stage").values()]
+    assert sorted(title for title in titles if title.endswith(" strong alone")) == [
+        "Comparing strong alone",
+        "Evaluating strong alone",
+    ]

@@ -11,12 +11,13 @@ import pytest
 from domain_rows import ISLANDS, islands, write_rows
 
 from cowest_dspy import Collaboration, Experiment, load_config
-from cowest_dspy.errors import DataError, ProgramError
+from cowest_dspy.errors import ConfigError, DataError, ProgramError
+from cowest_dspy.experiment.arms import answerer
 from cowest_dspy.experiment.comparing import Compared
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.data import SPLITS, check_apart, configured_split, load_program
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.optimizers.router import DraftLikelihood, Routed, drafter_features
 from cowest_dspy.optimizers.router_fitting import fit_router, observe, observe_traces
 from cowest_dspy.pairs import preference_pairs
@@ -344,3 +345,28 @@ def test_the_arms_that_need_no_training_are_compared_and_the_router_is_fitted_fo
     assert scores["routed"] > max(scores["alone"], scores["collaboration_sft"], scores["weak"])
     assert {one.steps["route"] for one in arms["routed"]} == {"weak", "strong"}
     assert all((one.answer or "").startswith("SELECT") for one in arms["weak"])
+
+
+def test_a_router_that_is_a_rule_needs_no_traces(rows: str, tmp_path: Path) -> None:
+    with Experiment(configured(tmp_path, rows), tmp_path / "run") as experiment:
+        made, program = Compared(experiment).run(["alone", "weak", "rule"]), experiment.program
+        assert (
+            not len(Traces.load(experiment.store)) and not (tmp_path / "run/router.json").exists()
+        )
+    alone, weak, rule = (one.arm.answers for one in made.arms)
+    for one, drafted, by_rule in zip(alone, weak, rule, strict=True):
+        bad = any(drafter_features(program, by_rule.draft or "").values())
+        assert by_rule.steps["route"] == ("strong" if bad else "weak")
+        assert by_rule.answer == (one if bad else drafted).answer
+    assert {one.steps["route"] for one in rule} == {"weak", "strong"}
+
+
+def test_a_function_that_gives_no_router_is_named(rows: str, tmp_path: Path) -> None:
+    config = configured(tmp_path, rows)
+    assert config.compare is not None
+    rules = config.compare.arms["rule"].model_copy(update={"router": f"{RECIPE}:bare"})
+    with (
+        Experiment(config, tmp_path / "run") as experiment,
+        pytest.raises(ConfigError, match=r"bare gave a Predict: .*\.Router is expected"),
+    ):
+        answerer(experiment, rules)
