@@ -53,6 +53,10 @@ NOTES_TASK = "Write which tables, columns and conditions answer the question in 
 ANSWER_TASK = (
     "Write one SELECT for SQLite that answers the question about geography. Give only the SQL."
 )
+PLAN_TASK = (
+    "Write which tables, columns and conditions the question about geography asks for, then one "
+    "SELECT for SQLite that answers it."
+)
 
 
 def examples(split: str, seed: int = 0, rows: str = "", fold: int = 0) -> list[dict[str, Any]]:
@@ -339,6 +343,23 @@ def program(draft: str = "result", rows: str = "", seed: int = 0, fold: int = 0)
     )
 
 
+def planned(draft: str = "result", rows: str = "", seed: int = 0, fold: int = 0) -> Collaboration:
+    """As :func:`program`, but before the SQL the strong model writes which tables, columns and
+    conditions the question asks for, with a draft and alone: so that a draft that lacks some of
+    them, or has others, is not copied unread."""
+    made = program(draft, rows, seed, fold)
+    plan = dspy.OutputField(desc="tables, columns and conditions that the question asks for")
+    return Collaboration(
+        draft=made.draft,
+        refine=dspy.Predict(_with_schema(Refine, rows, PLAN_TASK).insert(0, "plan", plan, str)),
+        demos=[
+            shot.copy(plan=notes(shot.sql, _database(rows)))
+            for shot in shots(draft, rows, seed, fold)
+        ],
+        adapter=LineAdapter(),
+    )
+
+
 def bare() -> dspy.Module:
     """The strong model alone with the question only."""
     return dspy.Predict(Alone)
@@ -373,7 +394,9 @@ def keep_what_gives() -> Router:
     )
 
 
-def _with_schema(signature: type[dspy.Signature], rows: str) -> type[dspy.Signature]:
+def _with_schema(
+    signature: type[dspy.Signature], rows: str, task: str = ANSWER_TASK
+) -> type[dspy.Signature]:
     # In the instructions: it is the same for all questions, and the drafter does without.
-    told = f"{ANSWER_TASK} Text in the tables is lower case. The tables:\n{schema(rows)}"
+    told = f"{task} Text in the tables is lower case. The tables:\n{schema(rows)}"
     return signature.with_instructions(told)

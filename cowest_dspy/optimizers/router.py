@@ -251,6 +251,25 @@ class Router(BaseModel):
             raise RouterError(f"{source} is damaged: {describe_faults(error, 'router')}.") from None
 
 
+def check_route(route: Any, program: Collaboration, outputs: Mapping[str, Any]) -> Route:
+    """Return a route that a router chose for a draft with these outputs.
+
+    Raises:
+        ProgramError: there is no such route; or it is "weak", and the draft lacks a field of the
+            answer.
+    """
+    if route not in ROUTES:
+        raise ProgramError(
+            f'The router chose "{route}": it must choose one of {", ".join(ROUTES)}.'
+        )
+    if route == "weak" and not program.holds_answer(outputs):
+        raise ProgramError(
+            f'The router chose "weak", and the draft has no {", ".join(program.answer_fields)}: '
+            'drafts of the format "direct" have.'
+        )
+    return route
+
+
 class Routed(dspy.Module):
     """A collaboration that answers by a router's choice: with the draft, with the strong model
     alone, or with the refined draft.
@@ -277,6 +296,7 @@ class Routed(dspy.Module):
             return _routed("strong", self.program.ask_alone(**inputs), None)
         outputs = dspy.Prediction(**drafted.outputs)
         draft, route = str(outputs["draft"]), self.router.route(self.program, outputs, inputs)
+        check_route(route, self.program, drafted.outputs)
         if route == "weak":
             answer = dspy.Prediction(**{name: outputs[name] for name in self.program.answer_fields})
         elif route == "strong":

@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol
 
 import dspy
 
-from cowest_dspy.errors import CowestError, ProgramError
+from cowest_dspy.errors import CowestError
 from cowest_dspy.influence.metric import Attempt, attempt
-from cowest_dspy.optimizers.router import ROUTES, Route
+from cowest_dspy.optimizers.router import Route, check_route
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.call_context import Call, Stopping, joining, listening
 
@@ -157,17 +157,7 @@ class Answering:
         if self.router is None:
             return "collaborate"
         route = self.router.route(self.program, dspy.Prediction(**outputs), inputs)
-        if route not in ROUTES:
-            raise ProgramError(
-                f'The router chose "{route}": it must choose one of {", ".join(ROUTES)}.'
-            )
-        if route == "weak" and not self.program.holds_answer(outputs):
-            wanted = ", ".join(self.program.answer_fields)
-            raise ProgramError(
-                f'The router chose "weak", and the draft has no {wanted}: drafts of the format '
-                '"direct" have.'
-            )
-        return route
+        return check_route(route, self.program, outputs)
 
     def _ask_strong(
         self, inputs: dict[str, Any], so_far: ServedAnswer, stopping: Stopping

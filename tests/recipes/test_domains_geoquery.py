@@ -361,6 +361,29 @@ def test_a_router_that_is_a_rule_needs_no_traces(rows: str, tmp_path: Path) -> N
     assert {one.steps["route"] for one in rule} == {"weak", "strong"}
 
 
+def test_the_strong_model_plans_before_it_writes_sql_with_a_draft_and_alone(rows: str) -> None:
+    seen: list[Any] = []
+
+    def answers(request: Any) -> str:
+        seen.append(request["messages"])
+        return "Plan: Tables: island.\nSql: SELECT 1"
+
+    weak = ScriptedEngine(lambda request: "SELECT 2").lm()
+    made = named("planned")("result", rows).bind(weak=weak, strong=ScriptedEngine(answers).lm())
+    for answer in (made(question="a"), made.ask_alone(question="a")):
+        assert (answer.plan, answer.sql) == ("Tables: island.", "SELECT 1")
+    for messages in seen:
+        assert "then one SELECT" in messages[0]["content"]
+        shown = [one["content"] for one in messages if one["role"] == "assistant"]
+        assert len(shown) == 8 and all(
+            text.startswith("Plan: Tables: ") and "\nSql: SELECT" in text for text in shown
+        )
+    assert ["Draft: " in messages[-1]["content"] for messages in seen] == [True, False]
+    routed = Routed(made, named("keep_what_gives")())
+    with pytest.raises(ProgramError, match="the draft has no plan, sql"):
+        routed(question="a")
+
+
 def test_a_function_that_gives_no_router_is_named(rows: str, tmp_path: Path) -> None:
     config = configured(tmp_path, rows)
     assert config.compare is not None
