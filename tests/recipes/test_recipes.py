@@ -72,6 +72,17 @@ def test_a_metric_recipe_scores_between_0_and_1(path: Path) -> None:
         assert scores[0] == 1 and scores[1] == 0
 
 
+@pytest.mark.parametrize("task", TASKS, ids=named)
+def test_the_papers_settings_take_the_place_of_a_tasks(task: Path) -> None:
+    files = [task, ROOT / "programs/presets/paper.toml", ROOT / "programs/backends/hub.toml"]
+    config, changed = load_config(files), load_config(files, overrides={"influence.metric": 1})
+    assert (config.influence.metric, config.influence.judge) == (0, 1)
+    assert (changed.influence.metric, changed.influence.judge) == (1, 1)
+    assert config.pairs.strategy == "paper" and config.pairs.per_example is None
+    assert config.dpo["learning_rate"] == 1.41e-5 and config.kto is None
+    assert config.rounds.count == 1
+
+
 @pytest.fixture(params=TASKS, ids=named)
 def task(request: pytest.FixtureRequest) -> Path:
     return request.param
