@@ -162,5 +162,5 @@ def test_the_sizes_are_keys_of_every_domain() -> None:
         config = quality("settings")(domain, None, 3)
         made_up = domain == quality("MADE_UP")  # It has the sizes of its own TOML.
         assert config.seed == 3
-        assert config.data.test == (80 if made_up else quality("SIZES")["data.test"])
+        assert config.data.test == (60 if made_up else quality("SIZES")["data.test"])
         assert config.compare is not None and {"alone", "collaboration"} <= set(config.compare.arms)
