@@ -37,11 +37,11 @@ BEGIN, END = "<!-- evidence: written by make evidence -->", "<!-- end of evidenc
 
 
 def settings(seed: int, test: int | None) -> Config:
-    """The recipe's configuration with this seed, all test questions (or so many), the ceiling and
-    the controls."""
+    """The recipe's configuration with this seed, all test questions (or so many), and the
+    controls."""
     config = load_config(FILES, seed=seed)
     changed = {
-        "evaluate": config.evaluate.model_copy(update={"controls": CONTROLS, "oracle": "notes"}),
+        "evaluate": config.evaluate.model_copy(update={"controls": CONTROLS}),
         "data": config.data.model_copy(update={"test": test}),
     }
     return config.model_copy(update=changed)

@@ -32,11 +32,11 @@ from pages import (
 NOT_RUN: dict[str, list[str]] = {
     "README.md": [
         "installs packages",
-        "a download of 1.2 GB, then some fifteen minutes; and all tests",
+        "a download of 1.2 GB, then some ten minutes; and all tests",
         "some minutes, and money for an API",
     ],
     "docs/compare.md": ["wants the rows of MedMCQA, and hours", "of runs of your own"],
-    "docs/demo.md": ["a download of 1.2 GB, then some fifteen minutes", "goes on from make demo"],
+    "docs/demo.md": ["a download of 1.2 GB, then some ten minutes", "goes on from make demo"],
     "docs/domains.md": [
         "wants the rows of MedMCQA, and hours",
         "wants the rows of MedMCQA, and hours",
