@@ -3,8 +3,8 @@ drafts show that they are wrong, and how often the strong model writes the draft
 
     python benchmarks/drafts_of_sql.py runs/geoquery-*    # of runs that cowest compare has made
 
-Runs of several folds are counted together. Of the arms "alone", "weak" and "collaboration_sft". The rule that is counted beside them keeps SQL
-that gives something, and takes the answer of the strong model alone for the others.
+Runs of several folds are counted together. Of the arms "alone", "weak", "collaboration_sft" and "rule",
+which keeps SQL that gives something, and asks the strong model alone for the others.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def main(runs: list[Path]) -> None:
         arm: {example: found.score or 0.0 for example, found in of_arm.items()}
         for arm, of_arm in answers.items()
     }
-    weak, alone, both = right["weak"], right["alone"], answers["collaboration_sft"]
+    weak, alone, rule = right["weak"], right["alone"], right["rule"]
+    both = answers["collaboration_sft"]
     features = load_function(f"{RECIPE}:WriteAndRun")("").draft_features
     shows = {one: any(features(found.draft or "").values()) for one, found in both.items()}
     again = sum(
         (found.draft or "").partition("\n")[0] == f"Sql: {found.answer}" for found in both.values()
     )
-    rule = {one: alone[one] if shows[one] else weak[one] for one in both}
     union = sum(max(weak[one], alone[one]) for one in both)
     print(f"questions {len(both)}; right by one of the two models: {union:.0f}")
     print(f"only weak {sum(weak[one] > alone[one] for one in both)}, ", end="")

@@ -36,6 +36,7 @@ from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import read_rows
 from cowest_dspy.optimizers.router import Head, Router
 from cowest_dspy.program.adapters import labelled_lines, training_row
+from cowest_dspy.program.collaboration import signature_of
 from cowest_dspy.utils.sql import QueryResult, run_query
 
 DATABASE = "geography.sqlite"
@@ -349,13 +350,13 @@ def planned(draft: str = "result", rows: str = "", seed: int = 0, fold: int = 0)
     them, or has others, is not copied unread."""
     made = program(draft, rows, seed, fold)
     plan = dspy.OutputField(desc="tables, columns and conditions that the question asks for")
+    (refine,) = made.refine.predictors()
+    signature = signature_of(refine)
+    told = signature.instructions.replace(ANSWER_TASK, PLAN_TASK)
     return Collaboration(
         draft=made.draft,
-        refine=dspy.Predict(_with_schema(Refine, rows, PLAN_TASK).insert(0, "plan", plan, str)),
-        demos=[
-            shot.copy(plan=notes(shot.sql, _database(rows)))
-            for shot in shots(draft, rows, seed, fold)
-        ],
+        refine=dspy.Predict(signature.with_instructions(told).insert(0, "plan", plan, str)),
+        demos=[shot.copy(plan=notes(shot.sql, _database(rows))) for shot in refine.demos],
         adapter=LineAdapter(),
     )
 
@@ -394,9 +395,7 @@ def keep_what_gives() -> Router:
     )
 
 
-def _with_schema(
-    signature: type[dspy.Signature], rows: str, task: str = ANSWER_TASK
-) -> type[dspy.Signature]:
+def _with_schema(signature: type[dspy.Signature], rows: str) -> type[dspy.Signature]:
     # In the instructions: it is the same for all questions, and the drafter does without.
-    told = f"{task} Text in the tables is lower case. The tables:\n{schema(rows)}"
+    told = f"{ANSWER_TASK} Text in the tables is lower case. The tables:\n{schema(rows)}"
     return signature.with_instructions(told)

@@ -273,7 +273,7 @@ def pages(seed: int = 0) -> list[dict[str, str]]:
 def draft_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
     """What the drafter learns the domain from: the cards, the pages three times, and what an expert
     wrote about each question of the archive. (Facts are learned from pages: as many rows of cards
-    alone leave it wrong in one quotation of three.)
+    alone leave a third of its quotations wrong, or more.)
 
     Experts are busy: a third of the notes quote the handbook, the others only say what came out.
     Both are right, but a drafter that has learned to say results without working them out is often

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dspy
 
@@ -40,6 +40,7 @@ from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.importing import call
 
+Made = TypeVar("Made")
 SHOTS = 4  # worked examples of SuperICL, where the arm does not say how many
 
 
@@ -332,20 +333,25 @@ def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 def _routed(experiment: _Parts, rules: ArmRules) -> Answerer:
     """By the router that the rules give, or that the run has."""
+    program = experiment.best
     if rules.router:
-        router = call(rules.router, offered=experiment.config.data.arguments)
-        if not isinstance(router, Router):
-            raise ConfigError(
-                f"{rules.router} gave a {type(router).__name__}: a function that returns a "
-                "cowest_dspy.optimizers.router.Router is expected."
-            )
-        weak = _state(experiment, rules)
-        program = experiment.program.bind(weak=weak, strong=experiment.strong)
+        router = _made(experiment, rules.router, Router, "cowest_dspy.optimizers.router.Router")
     else:
-        program, router = experiment.best, Router.load(experiment.run)
+        router = Router.load(experiment.run)
     routed = Routed(program, router)
     made = _of_program(experiment, program, lambda example: routed(**example.inputs()))
     return made.on(router.model_dump(mode="json", exclude={"about"}))
+
+
+def _made(experiment: _Parts, reference: str, kind: type[Made], name: str) -> Made:
+    """What a function of a recipe gives, which must be of this kind."""
+    made = call(reference, offered=experiment.config.data.arguments)
+    if not isinstance(made, kind):
+        raise ConfigError(
+            f"{reference} gave a {type(made).__name__}: a function that returns a {name} is "
+            "expected."
+        )
+    return made
 
 
 def _rounds_note(experiment: _Parts) -> str:
@@ -383,12 +389,7 @@ def _control(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _module(experiment: _Parts, rules: ArmRules) -> Answerer:
-    module = call(str(rules.program), offered=experiment.config.data.arguments)
-    if not isinstance(module, dspy.Module):
-        raise ConfigError(
-            f"{rules.program} gave a {type(module).__name__}: a function that returns a "
-            "dspy.Module is expected."
-        )
+    module = _made(experiment, str(rules.program), dspy.Module, "dspy.Module")
     if rules.role == "strong":
         return _on_strong(experiment, module)
     lm = experiment.program.bind(weak=experiment.weak).weak

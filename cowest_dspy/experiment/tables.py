@@ -136,7 +136,7 @@ _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "collaboration": ("draft", "weak"),
     "oracle": ("field",),
     "control": ("control", "draft"),
-    "routed": ("router", "weak"),
+    "routed": ("router",),
     "module": ("program", "role"),
 }
 

@@ -295,8 +295,8 @@ class Routed(dspy.Module):
         if drafted.outputs is None:
             return _routed("strong", self.program.ask_alone(**inputs), None)
         outputs = dspy.Prediction(**drafted.outputs)
-        draft, route = str(outputs["draft"]), self.router.route(self.program, outputs, inputs)
-        check_route(route, self.program, drafted.outputs)
+        draft, chosen = str(outputs["draft"]), self.router.route(self.program, outputs, inputs)
+        route = check_route(chosen, self.program, drafted.outputs)
         if route == "weak":
             answer = dspy.Prediction(**{name: outputs[name] for name in self.program.answer_fields})
         elif route == "strong":

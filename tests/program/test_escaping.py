@@ -237,18 +237,14 @@ def prompt_of(adapter: dspy.Adapter, text: str) -> list[dict[str, Any]]:
 def form_of(messages: list[dict[str, Any]], name: str) -> list[tuple[str, list[str]]]:
     """The marks of an adapter in each message. LineAdapter reads an answer of one field whole, but
     for a label at its beginning: later lines of one have no marks."""
-    found = re.compile(MARKS[name], re.IGNORECASE | re.MULTILINE)
-    return [
-        (
-            message["role"],
-            found.findall("\n".join(message["content"].splitlines()))
-            if name != "line" or message["role"] != "assistant"
-            else [mark[0]]
-            if (mark := found.match(message["content"]))
-            else [],
-        )
-        for message in messages
-    ]
+    marks = re.compile(MARKS[name], re.IGNORECASE | re.MULTILINE)
+
+    def found(message: dict[str, Any]) -> list[str]:
+        lines = message["content"].splitlines()
+        whole = name == "line" and message["role"] == "assistant"
+        return marks.findall("\n".join(lines[:1] if whole else lines))
+
+    return [(message["role"], found(message)) for message in messages]
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
