@@ -262,7 +262,6 @@ class Tally:
     done: int = 0
     first: str = ""
     kinds: Counter[str] = field(default_factory=Counter[str])
-    remedies: dict[str, str] = field(default_factory=dict[str, str])
 
     def add(self, traces: Sequence[Trace], *, last: bool) -> None:
         """Count the traces of an example; ``last``: there are no more.
@@ -273,20 +272,17 @@ class Tally:
         for trace in traces:
             if trace.error:
                 self.first = self.first or trace.error
-                kind = failure_kind(trace.error)
-                self.kinds[kind] += 1
-                self.remedies.setdefault(kind, _remedy(trace, kind))
+                self.kinds[failure_kind(trace.error)] += 1
         self.done += len(traces)
         self.check(last=last)
 
     def plus(self, others: Iterable[Tally]) -> Tally:
         """The sum of this one and others."""
-        total = replace(self, kinds=self.kinds.copy(), remedies=dict(self.remedies))
+        total = replace(self, kinds=self.kinds.copy())
         for other in others:
             total.done += other.done
             total.first = total.first or other.first
             total.kinds.update(other.kinds)
-            total.remedies = {**other.remedies, **total.remedies}
         return total
 
     def check(self, *, last: bool) -> None:
@@ -294,26 +290,13 @@ class Tally:
         failed = self.kinds.total()
         if failed > self.most * self.done and (last or self.done >= ENOUGH_TO_JUDGE):
             (kind, _), *_ = self.kinds.most_common(1)
-            mend = self.remedies[kind]
+            mend = remedy(kind)
             raise CollectionError(
                 f"{failed} of {self.done} drafts failed ({format_kinds(self.kinds)}), more than "
                 f"max_errors = {self.most}. {mend[:1].upper()}{mend[1:]} and run again, "
                 "or raise max_errors; what a store has is not asked again. The first: "
                 f"{self.first}"
             )
-
-
-def _remedy(trace: Trace, kind: str) -> str:
-    """What to do about a draft that failed; of one that was cut off it is known whose limit it
-    was."""
-    if "truncated" not in kind:
-        return remedy(kind)
-    if trace.draft:
-        return "raise max_tokens of the strong model"
-    return (
-        "raise max_tokens of the weak model, or fine-tune it longer (num_train_epochs), "
-        "until its drafts come to an end"
-    )
 
 
 # One example
@@ -509,7 +492,8 @@ class Rollout:
         text = drafted.outputs["draft"] if drafted.outputs else ""
         answers = self._refined[text] if drafted.outputs else {}
         refined, alone = _Mean(answers), _Mean(self._alone)
-        error = drafted.error or refined.error or (f"alone {alone.error}" if alone.error else None)
+        answered = (("refine", refined.error), ("alone", alone.error))
+        error = drafted.error or next((f"{step} {why}" for step, why in answered if why), None)
         last = drafted.calls[-1] if drafted.calls else None
         strong = [call for answer in answers.values() for call in answer.calls]
         return Trace(

@@ -261,12 +261,16 @@ class Influence:
 
     def _one(self, example: dspy.Example) -> tuple[float | None, str | None]:
         """The influence on one example, or the error that left it without one."""
-        made = attempt(lambda: self.program(**example.inputs()))
-        if made.outputs is None:
-            return None, made.error
-        refined = attempt_score(self.metric, example, made.outputs)
+        inputs = example.inputs()
+        drafted = attempt(lambda: self.program.ask_draft(**inputs))
+        if drafted.outputs is None:
+            return None, drafted.error
+        text = drafted.outputs["draft"]
+        refined = attempt(lambda: self.program.ask_refine(text, **inputs))
+        if refined.outputs is not None:
+            refined = attempt_score(self.metric, example, refined.outputs)
         if refined.score is None:
-            return None, refined.error
+            return None, f"refine {refined.error}"
         try:
             return refined.score - self.alone_score(example), None
         except _AloneFailed as error:

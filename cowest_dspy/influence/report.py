@@ -20,12 +20,15 @@ Z = statistics.NormalDist().inv_cdf(0.975)
 SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
 
 _REMEDIES = {
-    "truncated": "raise max_tokens of the model that was cut off (the weak one for drafts, the "
-    "strong one for answers), "
-    "or fine-tune the weak model until its drafts come to an end",
+    "refine truncated": "raise max_tokens of the strong model",
+    "alone truncated": "raise max_tokens of the strong model",
+    "truncated": "raise max_tokens of the weak model, or fine-tune it longer (num_train_epochs), "
+    "until its drafts come to an end",
+    "alone parse": "without a draft the strong model gives no answer that can be read, perhaps "
+    "because it cannot know one: let the answer be a str, or say in the instructions what to "
+    "answer then",
     "parse": "read one of these texts in the report's traces: the format asked for is not kept. "
-    "Use another adapter, another draft "
-    "format, or a worked example",
+    "Use another adapter, another draft format, or a worked example",
     "refusal": (
         "the provider or the model refuses these inputs: word the instructions otherwise, "
         "or use another model"
@@ -44,8 +47,8 @@ _REMEDIES = {
 
 
 def failure_kind(error: str) -> str:
-    """The kind of an error ``"kind: text"``, with the step that it is of where that is not the
-    draft's or the refined answer's.
+    """The kind of an error ``"kind: text"``, with the step that failed where that is not the draft:
+    refine, or alone.
 
     >>> failure_kind("timeout: 60 s"), failure_kind("alone parse: no answer")
     ('timeout', 'alone parse')
@@ -251,8 +254,8 @@ class InfluenceReport:
         return list(drafts.values())
 
     def __str__(self) -> str:
-        if not self.scored and self.failures:
-            kind = max(self.failures, key=lambda kind: self.failures[kind])
+        kind = max(self.failures, key=lambda kind: self.failures[kind], default=None)
+        if not self.scored and kind:
             count = notebook.format_plural(len(self.values), "draft")
             return f"no influence: {count} failed ({format_kinds(self.failures)}): {remedy(kind)}"
         interval = self.interval()
@@ -263,7 +266,9 @@ class InfluenceReport:
             f"{self.failed}{kinds}  n {len(self.values)}"
         )
         floor = f"  {self.floor}" if self.floor else ""
-        return f"influence {self.mean:+.2f}{spread}  {counts}{floor}"
+        # What is left out may be the hard half.
+        mend = f"\n{kind}: {remedy(kind)}" if kind and self.failed > len(self.scored) else ""
+        return f"influence {self.mean:+.2f}{spread}  {counts}{floor}{mend}"
 
     def __repr__(self) -> str:
         return f"InfluenceReport({self})"

@@ -267,7 +267,11 @@ def test_one_answer_of_several_that_failed_fails_the_whole() -> None:
         and trace.refined_scores == ()
         and trace.refined_score is None
     )
-    assert trace.error is not None and trace.error.startswith("server:") and trace.influence is None
+    assert (
+        trace.error is not None
+        and trace.error.startswith("refine server:")
+        and trace.influence is None
+    )
 
 
 def test_several_answers_of_a_model_that_does_not_sample_are_refused() -> None:

@@ -45,7 +45,7 @@ def test_a_metric_that_fails_is_a_trace_with_an_error_and_a_bug_in_it_is_raised(
         max_errors=1.0,
     )
     assert all(
-        trace.error and trace.error.startswith("judge server:") and trace.influence is None
+        trace.error and trace.error.startswith("refine judge server:") and trace.influence is None
         for trace in traces
     )
 
@@ -86,7 +86,9 @@ def test_an_empty_answer_is_a_parse_failure(empty: str) -> None:
         max_errors=1.0,
     )
     assert (
-        trace.error is not None and trace.error.startswith("parse:") and trace.refined_score is None
+        trace.error is not None
+        and trace.error.startswith("refine parse:")
+        and trace.refined_score is None
     )
 
 
@@ -104,7 +106,7 @@ def test_an_answer_that_a_providers_filter_ended_is_a_refusal(body: Any) -> None
         (trace,) = collect(program, questions(1), match, Sampling(drafts=1), max_errors=1.0)
     assert (
         trace.error is not None
-        and trace.error.startswith("refusal:")
+        and trace.error.startswith("refine refusal:")
         and trace.refined_score is None
     )
 

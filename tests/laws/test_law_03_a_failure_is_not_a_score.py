@@ -23,7 +23,7 @@ from scripted import (
     weak_that_varies,
 )
 
-from cowest_dspy import CoWest
+from cowest_dspy import Collaboration, CoWest
 from cowest_dspy.errors import CollectionError, ConfigError, DataError
 from cowest_dspy.influence import Weighted
 from cowest_dspy.influence.collection import collect
@@ -165,7 +165,9 @@ def test_law_3_a_report_of_influence_names_the_kinds_of_its_failures() -> None:
         questions(20)
     )
     assert report.failures == {"truncated": 15} and report.failed == 15
-    assert str(report).endswith("helped 5  hurt 0  same 0  failed 15 (truncated 15)  n 20")
+    counts, advice = str(report).splitlines()
+    assert counts.endswith("helped 5  hurt 0  same 0  failed 15 (truncated 15)  n 20")
+    assert advice.startswith("truncated: raise max_tokens of the weak model")
     assert "failed: truncated 15" in report._repr_html_()
     traces = collect(
         together(cut_off_at(1), strong_that_reads()),
@@ -188,7 +190,37 @@ def test_law_3_a_failure_of_the_strong_model_alone_or_of_a_judge_has_its_kind() 
     judge, _ = judge_of("no idea")
     assert Influence(judge, together(cut_off_at(), strong_that_reads())).report(
         questions(2)
-    ).failures == {"judge parse": 2}
+    ).failures == {"refine judge parse": 2}
+
+
+def test_law_3_of_an_answer_that_was_cut_off_the_report_and_a_collection_name_the_strong_model() -> (
+    None
+):
+    """The report said "of the model that was cut off" and not of which; one that nothing can be
+    read from for want of the facts is no failure of a format."""
+    cut = together(cut_off_at(), ScriptedEngine(lambda _: "so it goes on ..."))
+    report = Influence(match, cut).report(questions(3))
+    assert report.failures == {"refine truncated": 3}
+    assert str(report).endswith("(refine truncated 3): raise max_tokens of the strong model")
+    with pytest.raises(CollectionError, match=r"Raise max_tokens of the strong model and run"):
+        collect(cut, questions(3), match, Sampling(drafts=2))
+
+    def strong(request: dict[str, Any]) -> str:
+        text = request["messages"][-1]["content"]
+        return "5" if "Background" in text else "I cannot know this"
+
+    class Counted(dspy.Signature):
+        """Answer."""
+
+        question: str = dspy.InputField()
+        background: str = dspy.InputField()
+        answer: int = dspy.OutputField()
+
+    program = Collaboration(
+        draft=dspy.Predict("question -> background"), refine=dspy.Predict(Counted)
+    ).bind(weak=cut_off_at().lm(), strong=ScriptedEngine(strong).lm())
+    unread = Influence(match, program).report(questions(2))
+    assert unread.failures == {"alone parse": 2} and "let the answer be a str" in str(unread)
 
 
 def test_law_3_dspy_evaluate_is_told_of_a_truncated_draft_and_makes_it_no_influence() -> None:
