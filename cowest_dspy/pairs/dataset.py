@@ -36,6 +36,7 @@ SHOWN = 3
 """Pairs that a notebook shows."""
 EVERY_FAILED, ONLY_ONE = "every draft failed", "only one draft"
 NO_CHANGE, FAILED = "drafts that changed nothing", "drafts that failed ("
+EQUAL = "drafts equal to another"
 """Reasons in ``dropped``, or how they begin."""
 _MORE = "Sample more drafts (raise drafts), at a higher temperature, or on more examples"
 
@@ -532,7 +533,9 @@ def _advise(dropped: Mapping[str, int], more: str) -> str:
     }
     if not failed:
         return more
-    by_failure = (f"examples: {EVERY_FAILED}", f"examples: {ONLY_ONE}")
+    # One draft is left of an example by failures, or since the drafter always writes the same.
+    alike = dropped.get(EQUAL, 0) > sum(failed.values())
+    by_failure = (f"examples: {EVERY_FAILED}", *(() if alike else (f"examples: {ONLY_ONE}",)))
     otherwise = sum(
         count
         for name, count in dropped.items()

@@ -13,6 +13,7 @@ from cowest_dspy.errors import PairsError, nearest
 from cowest_dspy.influence.report import failure_kind
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.pairs.dataset import (
+    EQUAL,
     EVERY_FAILED,
     FAILED,
     NO_CHANGE,
@@ -374,7 +375,7 @@ class PairFilters:
             elif not text:
                 self.dropped["drafts without any text"] += 1
             elif text in kept:
-                self.dropped["drafts equal to another"] += 1
+                self.dropped[EQUAL] += 1
             else:
                 kept[text] = trace
         return sorted(kept.values(), key=lambda trace: (-influence_of(trace), trace.draft_index))

@@ -328,6 +328,15 @@ def test_the_advice_names_the_cause_of_the_lack_first() -> None:
     alike = {"drafts that failed (timeout)": 1, "examples: all drafts had the same influence": 12}
     told = shortage(alike)
     assert told.index("temperature") < told.index("1 draft failed (timeout): raise timeout")
+    # A drafter that nearly always wrote the same: 33 of 40 examples had one text, and few failures.
+    same = {
+        "drafts equal to another": 109,
+        "drafts that failed (refine parse)": 6,
+        "examples: every draft failed": 1,
+        "examples: only one draft": 33,
+    }
+    told = shortage(same)
+    assert told.index("temperature") < told.index("6 drafts failed")
     remedies = {
         "parse": "adapter",
         "alone rate limit": "requests_per_minute",
