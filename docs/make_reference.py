@@ -197,6 +197,8 @@ def _table(title: str, name: str, known: dict[str, Any], said: dict[str, str]) -
     yield from (text[:1].upper() + text[1:], "", *_own_keys(title, table, known, said))
     inside = title.strip("[]") if title.startswith("[") else "weak"
     for key, value in table["properties"].items():
+        if _is_model(value):  # [weak], [strong], [judge] have said what that is.
+            continue
         for inner in _definitions(value, known):
             yield from _table(
                 f"[{inside}.{key}{'.NAME' if 'additionalProperties' in value else ''}]",
@@ -204,6 +206,10 @@ def _table(title: str, name: str, known: dict[str, Any], said: dict[str, str]) -
                 known,
                 said,
             )
+
+
+def _is_model(value: dict[str, Any]) -> bool:
+    return any("oneOf" in one for one in value.get("anyOf", ()))
 
 
 def _own_keys(
@@ -271,6 +277,8 @@ def _type(value: dict[str, Any], known: dict[str, Any]) -> str:
             if _definitions(value, known)
             else _type(known[value["$ref"].rpartition("/")[2]], known)
         )
+    if _is_model(value):
+        return "table, as [strong]"
     if "anyOf" in value:
         kinds = [
             _type(one, known)

@@ -22,6 +22,7 @@ from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Trace
+from cowest_dspy.lms.build import build_lm
 from cowest_dspy.optimizers.router import Routed, Router
 from cowest_dspy.optimizers.run import RunContext
 from cowest_dspy.program import (
@@ -214,9 +215,17 @@ def _of_module(
 
 
 def _alone(experiment: _Parts, rules: ArmRules) -> Answerer:
-    bound = experiment.program.bind(strong=experiment.strong)
+    bound = experiment.program.bind(strong=_strong_of(experiment, rules))
     note = "the instructions, demos and room of refining, less the draft"
     return _of_program(experiment, bound, arms.alone_arm(bound), note)
+
+
+def _strong_of(experiment: _Parts, rules: ArmRules) -> dspy.LM:
+    """The run's strong LM; of an arm of transfer the one of [compare.transfer]."""
+    compare = experiment.config.compare
+    if not (rules.transfer and compare and compare.transfer):
+        return experiment.strong
+    return build_lm(compare.transfer)
 
 
 def _strong(experiment: _Parts, rules: ArmRules) -> Answerer:
@@ -325,10 +334,12 @@ def _super_icl(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
+    strong = _strong_of(experiment, rules)
     if rules.weak == "tuned":
-        return _of_program(experiment, experiment.final, note=_rounds_note(experiment))
+        tuned = experiment.final.bind(strong=strong) if rules.transfer else experiment.final
+        return _of_program(experiment, tuned, note=_rounds_note(experiment))
     weak = _state(experiment, rules)
-    return _of_program(experiment, experiment.program.bind(weak=weak, strong=experiment.strong))
+    return _of_program(experiment, experiment.program.bind(weak=weak, strong=strong))
 
 
 def _routed(experiment: _Parts, rules: ArmRules) -> Answerer:
@@ -373,7 +384,7 @@ def _oracle(experiment: _Parts, rules: ArmRules) -> Answerer:
             'An arm of kind "oracle" needs field = "...", or [evaluate] oracle: which field has '
             "the gold background."
         )
-    bound = experiment.program.bind(strong=experiment.strong)
+    bound = experiment.program.bind(strong=_strong_of(experiment, rules))
     note = f'given the field "{name}" in the place of a draft'
     return _of_program(experiment, bound, arms.oracle_arm(bound, name), note).on(name)
 

@@ -88,6 +88,9 @@ def title_of(rules: ArmRules, part: Experiment) -> str:
     doubt = state if state.startswith("untuned") else ""
     if rules.title:
         return add_state(rules.title, doubt) if doubt else rules.title
+    if rules.transfer:
+        same = rules.model_copy(update={"transfer": False})
+        return f"{title_of(same, part)}, another strong model"
     draft = f", draft = {rules.draft}" if rules.draft else ""
     if rules.kind == "control":
         if rules.control != "other_draft":
@@ -191,21 +194,13 @@ class Compared:
 
     def _target(self) -> str:
         """The arm that the verdict is about: the first tuned collaboration."""
-        tuned = (
-            name
-            for name, rules in self.rules.arms.items()
-            if rules.kind == "collaboration" and rules.weak == "tuned"
-        )
+        tuned = (name for name, rules in self.rules.arms.items() if _is_tuned(rules))
         return next(tuned, "collaboration")
 
     def _controls(self) -> dict[str, tuple[str, ...]]:
         """The controls of each tuned collaboration: those of its own format of drafts."""
         rules, own = self.rules.arms, self.experiment.config.draft
-        tuned = {
-            name: arm.draft or own
-            for name, arm in rules.items()
-            if arm.kind == "collaboration" and arm.weak == "tuned"
-        }
+        tuned = {name: arm.draft or own for name, arm in rules.items() if _is_tuned(arm)}
         controls = {name: arm.draft or own for name, arm in rules.items() if arm.kind == "control"}
         return {
             name: tuple(one for one, of in controls.items() if of == draft)
@@ -328,6 +323,10 @@ class Compared:
                 values[name] = None
             ends[name] = (span.low, span.high) if span else None
         return values, ends
+
+
+def _is_tuned(rules: ArmRules) -> bool:
+    return rules.kind == "collaboration" and rules.weak == "tuned" and not rules.transfer
 
 
 def _by_seed(made: Sequence[ComparedArm]) -> Iterator[Arm]:

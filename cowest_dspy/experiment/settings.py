@@ -59,10 +59,16 @@ def check_keys(config: Config) -> None:
     Raises:
         ConfigError: an environment variable is not set.
     """
-    for role in ROLES:
-        variable: str | None = getattr(getattr(config, role), "api_key_env", None)
+    for settings in _models(config).values():
+        variable: str | None = getattr(settings, "api_key_env", None)
         if variable:
             read_key(variable)
+
+
+def _models(config: Config) -> dict[str, LMSettings | None]:
+    """The tables of models by name."""
+    models: dict[str, LMSettings | None] = {role: getattr(config, role) for role in ROLES}
+    return models | ({"compare.transfer": config.compare.transfer} if config.compare else {})
 
 
 def check_prices(config: Config) -> None:
@@ -73,11 +79,10 @@ def check_prices(config: Config) -> None:
     """
     if config.budget is None or config.budget.usd is None:
         return
-    for role in ROLES:
-        settings: LMSettings | None = getattr(config, role)
+    for name, settings in _models(config).items():
         if isinstance(settings, Api) and estimate_cost(settings, 1, 1) is None:
             raise ConfigError(
-                f"[budget] usd = {config.budget.usd:g} cannot be kept: the price of [{role}] "
+                f"[budget] usd = {config.budget.usd:g} cannot be kept: the price of [{name}] "
                 f"{masked(settings.model)} is not known. Add price = {{ input = ..., "
                 "output = ... } to its table, in US dollars per million tokens; or limit "
                 "strong_calls, tokens or minutes instead."

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
 from cowest_dspy.influence.statistics import SMALLEST
+from cowest_dspy.lms.config import LMSettings
 from cowest_dspy.utils.table import Folder, Reference, TomlTable, Uri
 
 
@@ -125,7 +126,7 @@ class TrackingRules(TomlTable):
 
 # The options of each kind, besides kind and title.
 _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
-    "alone": (),
+    "alone": ("transfer",),
     "strong": ("style",),
     "weak": ("weak", "shots"),
     "self_refine": ("rounds",),
@@ -133,8 +134,8 @@ _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "rag": ("corpus", "passages"),
     "grounded": ("corpus", "passages", "weak"),
     "super_icl": ("weak", "shots", "samples", "temperature"),
-    "collaboration": ("draft", "weak"),
-    "oracle": ("field",),
+    "collaboration": ("draft", "weak", "transfer"),
+    "oracle": ("field", "transfer"),
     "control": ("control", "draft"),
     "routed": ("router",),
     "module": ("program", "role"),
@@ -193,6 +194,10 @@ class ArmRules(TomlTable):
         "fitted, for the best weak model",
     )
     role: Literal["weak", "strong"] = Field("strong", description="module: which model it runs on")
+    transfer: bool = Field(
+        False,
+        description="alone, collaboration, oracle: with the strong model of [compare.transfer]",
+    )
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> ArmRules:
@@ -226,6 +231,11 @@ class CompareRules(TomlTable):
         description="points: the smallest difference worth finding, which verdicts and "
         "`cowest quote` name",
     )
+    transfer: LMSettings | None = Field(
+        None,
+        description="another strong model, for arms with transfer = true: whether drafts that were "
+        "tuned for the one help the other",
+    )
     arms: dict[str, ArmRules] = Field(
         default_factory=dict, description="the ways to answer, by name"
     )
@@ -251,6 +261,12 @@ class CompareRules(TomlTable):
             raise ValueError(
                 f'against names "{self.against}", which is no '
                 f"arm.{nearest(self.against, self.arms)}"
+            )
+        missing = [name for name, arm in self.arms.items() if arm.transfer and not self.transfer]
+        if missing:
+            raise ValueError(
+                f"arms.{missing[0]} has transfer = true: it needs [compare.transfer], the table of "
+                "another strong model, as [strong] is one"
             )
         if not self.arms and not self.sweep:
             raise ValueError(

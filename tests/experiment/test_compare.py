@@ -61,6 +61,51 @@ def test_an_arm_that_was_asked_for_alone_is_the_only_one(task: list[Path], tmp_p
         compared(files, tmp_path / "run", only=["alon"])
 
 
+def test_arms_of_transfer_have_another_strong_model(task: list[Path], tmp_path: Path) -> None:
+    recipe = task[0].parent / "toy.py"
+    recipe.write_text(
+        recipe.read_text()
+        + """
+def other():
+    return ScriptedEngine(lambda request: "yes" if "Background" not in request["messages"][-1]["content"] else "no")
+"""
+    )
+    arms = """
+[compare]
+against = "alone"
+[compare.arms.alone]
+kind = "alone"
+[compare.arms.both]
+kind = "collaboration"
+[compare.arms.other_alone]
+kind = "alone"
+transfer = true
+[compare.arms.other_both]
+kind = "collaboration"
+transfer = true
+[compare.arms.other_oracle]
+kind = "oracle"
+transfer = true
+"""
+    with pytest.raises(ConfigError, match=r"arms.other_alone has transfer = true: it needs \[comp"):
+        load_config(declared(task, arms))
+    table = '[compare.transfer]\nkind = "engine"\nengine = "toy.py:other"\nmodel = "engine/other"\n'
+    made, _ = compared(declared(task, arms + table), tmp_path / "run")
+    found = by_name(made)
+    right = {name: [answer.score for answer in one.arm.answers] for name, one in found.items()}
+    assert right["alone"] == right["other_oracle"] == [0.0] * 6
+    assert set(right["other_both"]) <= {0.0, None}, "of a draft that was cut off there is no answer"
+    assert right["other_alone"] == [1.0] * 6
+    assert found["other_both"].arm.title == "collaboration, after SFT, another strong model"
+    assert [answer.draft for answer in found["other_both"].arm.answers] == [
+        answer.draft for answer in found["both"].arm.answers
+    ]
+    assert made.target == "collaboration", "an arm of transfer is not what the verdict is about"
+    wrong = '[compare.arms.weak]\nkind = "weak"\ntransfer = true\n'
+    with pytest.raises(ConfigError, match='no "transfer": it takes weak, shots'):
+        load_config(declared(task, arms + table + wrong))
+
+
 def test_a_module_whose_code_has_changed_is_asked_anew(task: list[Path], tmp_path: Path) -> None:
     """Before, an arm of a file that is not the task's own was taken from the run as it had once
     been."""
