@@ -170,6 +170,11 @@ def result_text(result: QueryResult) -> str:
     return f"{len(shown)} row{'s'[: len(shown) > 1]}: {'; '.join([*first, *more])}"
 
 
+def gives_nothing(result: str) -> bool:
+    """Whether a result's text is an error, no row, NULL or 0: nothing that could be an answer."""
+    return result.startswith("error: ") or result in NOTHING
+
+
 _CONDITION = r"[\w.]+\s*(?:<=|>=|<>|=|<|>)\s*(?:'[^']*'|[\w.]+\b(?!\s*\())"
 _FUNCTION = re.compile(r"\b(?:COUNT|MAX|MIN|SUM|AVG)\b(?=\s*\()", re.IGNORECASE)
 
@@ -245,10 +250,8 @@ class WriteAndRun(dspy.Module):
         """What a router is told of a draft: whether it fails, and whether it gives no row, NULL or
         0."""
         result = draft.rpartition("\nResult: ")[2]
-        return {
-            "fails": float(result.startswith("error: ")),
-            "gives_nothing": float(result in NOTHING),
-        }
+        fails = result.startswith("error: ")
+        return {"fails": float(fails), "gives_nothing": float(gives_nothing(result) and not fails)}
 
 
 DRAFTS = ("sql", "result", "notes")
@@ -358,6 +361,42 @@ def planned(draft: str = "result", rows: str = "", seed: int = 0, fold: int = 0)
         refine=dspy.Predict(signature.with_instructions(told).insert(0, "plan", plan, str)),
         demos=[shot.copy(plan=notes(shot.sql, _database(rows))) for shot in refine.demos],
         adapter=LineAdapter(),
+    )
+
+
+class CheckFirst(dspy.Module):
+    """Writes SQL without the draft and runs it; only where that fails, or gives no row, NULL or 0,
+    it writes anew with the draft. Without a draft both prompts are the same, and so is the SQL.
+
+    Args:
+        rows: the folder with the database.
+        write: question -> sql.
+        read: question, draft -> sql.
+    """
+
+    def __init__(self, rows: str, write: dspy.Predict, read: dspy.Predict) -> None:
+        super().__init__()
+        self.rows, self.write, self.read = rows, write, read
+
+    def forward(self, question: str, **draft: str) -> dspy.Prediction:
+        """Write SQL for the question."""
+        made = self.write(question=question)
+        result = result_text(run_query(_database(self.rows), made.sql))
+        return self.read(question=question, **draft) if gives_nothing(result) else made
+
+
+def checked(draft: str = "result", rows: str = "", seed: int = 0, fold: int = 0) -> Collaboration:
+    """As :func:`program`, but the strong model checks first what its own SQL gives, and reads a
+    draft only where that is nothing: so that a wrong draft is not copied over right SQL."""
+    made = program(draft, rows, seed, fold)
+    (read,) = made.refine.predictors()
+    write = dspy.Predict(_with_schema(Alone, rows))
+    write.demos = [
+        dspy.Example(question=shot.question, sql=shot.sql).with_inputs("question")
+        for shot in read.demos
+    ]
+    return Collaboration(
+        draft=made.draft, refine=CheckFirst(rows, write, read), adapter=LineAdapter()
     )
 
 

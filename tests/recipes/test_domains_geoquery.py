@@ -384,6 +384,27 @@ def test_the_strong_model_plans_before_it_writes_sql_with_a_draft_and_alone(rows
         routed(question="a")
 
 
+@pytest.mark.parametrize("first", ["SELECT 3", "SELECT nothing", "SELECT NULL", "SELECT 0"])
+def test_the_strong_model_reads_a_draft_only_where_its_own_sql_gives_nothing(
+    rows: str, first: str
+) -> None:
+    seen: list[Any] = []
+
+    def answers(request: Any) -> str:
+        seen.append(request["messages"])
+        return "SELECT 2" if "Draft: " in request["messages"][-1]["content"] else first
+
+    weak = ScriptedEngine(lambda request: "SELECT 2").lm()
+    strong = ScriptedEngine(answers).lm()
+    made = named("checked")("result", rows).bind(weak=weak, strong=strong)
+    assert made(question="a").sql == ("SELECT 3" if first == "SELECT 3" else "SELECT 2")
+    alone = seen[0]
+    assert made.ask_alone(question="a").sql == first, "without a draft there is none to read"
+    assert seen[-1] == alone, "alone is asked in the same prompt, twice where it gives nothing"
+    named("program")("result", rows).bind(weak=weak, strong=strong).ask_alone(question="a")
+    assert seen[-1] == alone, "and that is the strong model alone of the other program"
+
+
 def test_a_function_that_gives_no_router_is_named(rows: str, tmp_path: Path) -> None:
     config = configured(tmp_path, rows)
     assert config.compare is not None
