@@ -372,32 +372,51 @@ class CheckFirst(dspy.Module):
         rows: the folder with the database.
         write: question -> sql.
         read: question, draft -> sql.
+        own: whether it is shown its own SQL and what that gave, in the place of a draft.
     """
 
-    def __init__(self, rows: str, write: dspy.Predict, read: dspy.Predict) -> None:
+    def __init__(
+        self, rows: str, write: dspy.Predict, read: dspy.Predict, *, own: bool = False
+    ) -> None:
         super().__init__()
-        self.rows, self.write, self.read = rows, write, read
+        self.rows, self.write, self.read, self.own = rows, write, read, own
 
     def forward(self, question: str, **draft: str) -> dspy.Prediction:
         """Write SQL for the question."""
         made = self.write(question=question)
-        result = result_text(run_query(_database(self.rows), made.sql))
-        return self.read(question=question, **draft) if gives_nothing(result) else made
+        database = _database(self.rows)
+        if not gives_nothing(result_text(run_query(database, made.sql))):
+            return made
+        shown = {"draft": _draft_text("result", made.sql, database)} if self.own else draft
+        return self.read(question=question, **shown)
 
 
 def checked(draft: str = "result", rows: str = "", seed: int = 0, fold: int = 0) -> Collaboration:
     """As :func:`program`, but the strong model checks first what its own SQL gives, and reads a
-    draft only where that is nothing: so that a wrong draft is not copied over right SQL."""
+    draft only where that is nothing: so that a wrong draft is not copied over right SQL. Without
+    ``rows`` there is nothing to check with."""
     made = program(draft, rows, seed, fold)
+    if not rows:
+        return made
     (read,) = made.refine.predictors()
+    refine = CheckFirst(rows, _without_draft(read, rows), read)
+    return Collaboration(draft=made.draft, refine=refine, adapter=LineAdapter())
+
+
+def repaired(rows: str, seed: int = 0, fold: int = 0) -> dspy.Module:
+    """The strong model alone, which is shown its own SQL where that gives nothing, in the prompt
+    that :func:`checked` shows the weak model's in."""
+    (read,) = program("result", rows, seed, fold).refine.predictors()
+    return CheckFirst(rows, _without_draft(read, rows), read, own=True)
+
+
+def _without_draft(read: dspy.Predict, rows: str) -> dspy.Predict:
     write = dspy.Predict(_with_schema(Alone, rows))
     write.demos = [
         dspy.Example(question=shot.question, sql=shot.sql).with_inputs("question")
         for shot in read.demos
     ]
-    return Collaboration(
-        draft=made.draft, refine=CheckFirst(rows, write, read), adapter=LineAdapter()
-    )
+    return write
 
 
 def bare() -> dspy.Module:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dspy
 import pytest
 from domain_rows import ISLANDS, islands, write_rows
 
@@ -236,7 +237,8 @@ def configured(folder: Path, rows: str, **more: Any) -> Config:
         engine.format("weak") + engine.format("strong") + "[sft]\n[dpo]\n"
     )
     files = [ROOT / "programs/geoquery.toml", folder / "backend.toml"]
-    return load_config(files, overrides={"data.rows": rows, **more})
+    every_draft = {"program": f"{RECIPE}:program"}
+    return load_config(files, overrides={"data.rows": rows, **every_draft, **more})
 
 
 def bound(config: Config) -> Collaboration:
@@ -403,6 +405,12 @@ def test_the_strong_model_reads_a_draft_only_where_its_own_sql_gives_nothing(
     assert seen[-1] == alone, "alone is asked in the same prompt, twice where it gives nothing"
     named("program")("result", rows).bind(weak=weak, strong=strong).ask_alone(question="a")
     assert seen[-1] == alone, "and that is the strong model alone of the other program"
+    own = named("repaired")(rows)
+    own.set_lm(strong)
+    with dspy.context(adapter=made.adapter):
+        assert own(question="a").sql == ("SELECT 3" if first == "SELECT 3" else "SELECT 2")
+    assert ("Draft: " in seen[-1][-1]["content"]) == (first != "SELECT 3")
+    assert first == "SELECT 3" or f"Draft: Sql: {first}\n  Result: " in seen[-1][-1]["content"]
 
 
 def test_a_function_that_gives_no_router_is_named(rows: str, tmp_path: Path) -> None:
