@@ -1,15 +1,15 @@
-"""What stands between a collaboration on GeoQuery and the best of its two models: who is right, which
-drafts show that they are wrong, and how often the strong model writes the draft again.
+"""What stands between a collaboration on GeoQuery and the best of its two models, several folds
+counted together: who is right, what their SQL gives when it is run, and what each arm is worth.
 
-    python benchmarks/drafts_of_sql.py runs/geoquery-*    # of runs that cowest compare has made
+    python benchmarks/drafts_of_sql.py FOLDER/geography.sqlite runs/geoquery-*    # of cowest compare
 
-Runs of several folds are counted together. Of the arms "alone", "weak", "collaboration_sft" and "rule",
-which keeps SQL that gives something, and asks the strong model alone for the others.
+Of the arms "alone", "weak" and "collaboration_sft", and whichever others all the runs have.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from cowest_dspy.influence.arms import Answer
@@ -17,40 +17,69 @@ from cowest_dspy.report.compare_view import read_comparison
 from cowest_dspy.report.significance import compare_scores
 from cowest_dspy.report.verdict import format_difference, format_p
 from cowest_dspy.utils.importing import load_function
+from cowest_dspy.utils.sql import run_query
 
 RECIPE = Path(__file__).resolve().parent.parent / "programs/geoquery.py"
+result_text, gives_nothing = (
+    load_function(f"{RECIPE}:{name}") for name in ("result_text", "gives_nothing")
+)
+AGAINST = ("alone", "alone_repaired", "weak", "collaboration_sft")
 
 
-def main(runs: list[Path]) -> None:
-    """Print the counts."""
+def main(database: Path, runs: list[Path]) -> None:
+    """Print the tables."""
     answers: dict[str, dict[str, Answer]] = {}
     for run in runs:
         for one in read_comparison(run / "comparison" / "comparison.json").arms:
             of_arm = {answer.example_id: answer for answer in one.arm.answers}
             answers.setdefault(one.arm.name, {}).update(of_arm)
-    right = {
-        arm: {example: found.score or 0.0 for example, found in of_arm.items()}
+    asked = answers["alone"].keys()
+    scores = {
+        arm: {example: answer.score for example, answer in of_arm.items()}
         for arm, of_arm in answers.items()
+        if of_arm.keys() == asked
     }
-    weak, alone, rule = right["weak"], right["alone"], right["rule"]
-    both = answers["collaboration_sft"]
-    features = load_function(f"{RECIPE}:WriteAndRun")("").draft_features
-    shows = {one: any(features(found.draft or "").values()) for one, found in both.items()}
-    again = sum(
-        (found.draft or "").partition("\n")[0] == f"Sql: {found.answer}" for found in both.values()
+    print("| arm | right | failed | " + " | ".join(f"less {name}" for name in AGAINST) + " |")
+    print("|---|---:|---:|" + "---:|" * len(AGAINST))
+    for arm, found in scores.items():
+        right = sum(score or 0 for score in found.values())
+        failed = sum(score is None for score in found.values())
+        cells = [
+            _less(found, scores[name]) if name in scores and name != arm else "-"
+            for name in AGAINST
+        ]
+        share = f"{right:.0f} of {len(found)}, {100 * right / len(found):.1f} %"
+        print(f"| {arm} | {share} | {failed} | " + " | ".join(cells) + " |")
+    _print_cells(database, answers["alone"], answers["weak"])
+    both = answers["collaboration_sft"].values()
+    again = sum((one.draft or "").partition("\n")[0] == f"Sql: {one.answer}" for one in both)
+    print(f"\nanswers of collaboration_sft that are the draft's SQL: {again}")
+
+
+def _less(found: dict[str, float | None], other: dict[str, float | None]) -> str:
+    test = compare_scores(found, other)
+    return (
+        f"{format_difference(test)}, {format_p(test.p)} ({test.higher} better, {test.lower} worse)"
     )
-    union = sum(max(weak[one], alone[one]) for one in both)
-    print(f"questions {len(both)}; right by one of the two models: {union:.0f}")
-    print(f"only weak {sum(weak[one] > alone[one] for one in both)}, ", end="")
-    print(f"only strong {sum(weak[one] < alone[one] for one in both)}")
-    print(f"drafts that fail or give nothing: {sum(shows.values())}", end="")
-    print(f", right ones among them: {sum(weak[one] for one in both if shows[one]):.0f}")
-    print(f"answers that are the draft's SQL again: {again}")
-    print(f"the rule is right on {sum(rule.values()):.0f}")
-    for name in ("weak", "alone"):
-        test = compare_scores(rule, right[name])
-        print(f"  less {name}: {format_difference(test)} points, {format_p(test.p)}")
+
+
+def _print_cells(database: Path, alone: dict[str, Answer], weak: dict[str, Answer]) -> None:
+    """Right answers by what the SQL of the two models gives, and whether it gives the same."""
+    count, right = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    for example, mine in alone.items():
+        other = weak[example]
+        results = [run_query(database, one.answer or "") for one in (mine, other)]
+        gives = ["nothing" if gives_nothing(result_text(one)) else "rows" for one in results]
+        cell = (*gives, "yes" if results[0].matches(results[1]) else "no")
+        count[cell] += 1
+        right[(*cell, "strong")] += mine.score == 1.0
+        right[(*cell, "weak")] += other.score == 1.0
+    print("\n| strong alone gives | weak alone gives | the same | n | strong right | weak right |")
+    print("|---|---|---|---:|---:|---:|")
+    for cell in sorted(count, reverse=True):
+        told = [count[cell], right[(*cell, "strong")], right[(*cell, "weak")]]
+        print(f"| {' | '.join([*cell, *map(str, told)])} |")
 
 
 if __name__ == "__main__":
-    main([Path(run) for run in sys.argv[1:]])
+    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])
