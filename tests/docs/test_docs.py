@@ -64,7 +64,8 @@ def test_the_toml_and_the_code_of_the_page_on_comparing_are_read() -> None:
         for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     ]
     rules = [validate(CompareRules, block, "docs/compare.md") for block in blocks]
-    assert rules[0].arms["after"].weak == "tuned" and rules[1].sweep["pairs.most"] == (16, 32, 64)
+    assert rules[0].arms["after"].weak == "tuned" and rules[1].transfer
+    assert rules[2].sweep["pairs.most"] == (16, 32, 64)
     named = set(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))
     kinds = {kind for row in named for kind in re.findall(r"`(\w+)`", row)}
     fields = ArmRules.model_fields

@@ -395,7 +395,7 @@ def test_a_hosted_strong_model_refines_and_its_failure_is_no_score(tmp_path: Pat
     assert good[0].tokens["strong_in"] > 0 and good[0].tokens["strong_out"] == 2
     broken = [trace for trace in traces if trace.example_id == "1"]
     assert all(
-        trace.error and trace.error.startswith("server") and trace.influence is None
+        trace.error and trace.error.startswith("refine server") and trace.influence is None
         for trace in broken
     )
     assert {(token_limit(one), one.body["temperature"]) for one in server.received} == {(9, 0.0)}

@@ -350,7 +350,7 @@ def test_a_call_that_waits_for_its_turn_is_stopped_and_a_server_holds_all_shards
 
 def test_failures_of_all_shards_are_judged_together() -> None:
     made = Coordinator(None, Bill(), "strong")
-    fails = Tally(1.0, 10, "timeout: slow", remedies={"timeout": "wait"})
+    fails = Tally(1.0, 10, "timeout: slow")
     fails.kinds["timeout"] = 8
     for name, tally in {"a": fails, "b": Tally(1.0, 14)}.items():
         assert made.begin(name) and made.report(name, Report(2, tally))
