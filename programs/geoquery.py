@@ -376,7 +376,7 @@ class CheckFirst(dspy.Module):
     """
 
     def __init__(
-        self, rows: str, write: dspy.Predict, read: dspy.Predict, *, own: bool = False
+        self, rows: str, write: dspy.Module, read: dspy.Module, *, own: bool = False
     ) -> None:
         super().__init__()
         self.rows, self.write, self.read, self.own = rows, write, read, own
@@ -399,24 +399,16 @@ def checked(draft: str = "result", rows: str = "", seed: int = 0, fold: int = 0)
     if not rows:
         return made
     (read,) = made.refine.predictors()
-    refine = CheckFirst(rows, _without_draft(read, rows), read)
+    refine = CheckFirst(rows, made.alone.module, read)
     return Collaboration(draft=made.draft, refine=refine, adapter=LineAdapter())
 
 
 def repaired(rows: str, seed: int = 0, fold: int = 0) -> dspy.Module:
     """The strong model alone, which is shown its own SQL where that gives nothing, in the prompt
     that :func:`checked` shows the weak model's in."""
-    (read,) = program("result", rows, seed, fold).refine.predictors()
-    return CheckFirst(rows, _without_draft(read, rows), read, own=True)
-
-
-def _without_draft(read: dspy.Predict, rows: str) -> dspy.Predict:
-    write = dspy.Predict(_with_schema(Alone, rows))
-    write.demos = [
-        dspy.Example(question=shot.question, sql=shot.sql).with_inputs("question")
-        for shot in read.demos
-    ]
-    return write
+    made = program("result", rows, seed, fold)
+    (read,) = made.refine.predictors()
+    return CheckFirst(rows, made.alone.module, read, own=True)
 
 
 def bare() -> dspy.Module:

@@ -41,7 +41,7 @@ from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.importing import call
 
-Made = TypeVar("Made")
+Kind = TypeVar("Kind")
 SHOTS = 4  # worked examples of SuperICL, where the arm does not say how many
 
 
@@ -346,7 +346,9 @@ def _routed(experiment: _Parts, rules: ArmRules) -> Answerer:
     """By the router that the rules give, or that the run has."""
     program = experiment.best
     if rules.router:
-        router = _made(experiment, rules.router, Router, "cowest_dspy.optimizers.router.Router")
+        router = _from_recipe(
+            experiment, rules.router, Router, "cowest_dspy.optimizers.router.Router"
+        )
     else:
         router = Router.load(experiment.run)
     routed = Routed(program, router)
@@ -354,7 +356,7 @@ def _routed(experiment: _Parts, rules: ArmRules) -> Answerer:
     return made.on(router.model_dump(mode="json", exclude={"about"}))
 
 
-def _made(experiment: _Parts, reference: str, kind: type[Made], name: str) -> Made:
+def _from_recipe(experiment: _Parts, reference: str, kind: type[Kind], name: str) -> Kind:
     """What a function of a recipe gives, which must be of this kind."""
     made = call(reference, offered=experiment.config.data.arguments)
     if not isinstance(made, kind):
@@ -400,7 +402,7 @@ def _control(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _module(experiment: _Parts, rules: ArmRules) -> Answerer:
-    module = _made(experiment, str(rules.program), dspy.Module, "dspy.Module")
+    module = _from_recipe(experiment, str(rules.program), dspy.Module, "dspy.Module")
     if rules.role == "strong":
         return _on_strong(experiment, module)
     lm = experiment.program.bind(weak=experiment.weak).weak
