@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -161,6 +162,16 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+def searched(page: Any, text: str) -> list[str]:
+    """What the search finds. It listens to keys, which are pressed once it is ready."""
+    page.focus("input[name=query]")
+    ready = "document.querySelector('.md-search-result__meta').textContent.includes('Type to')"
+    page.wait_for_function(ready)
+    page.locator("input[name=query]").press_sequentially(text)
+    page.wait_for_selector(".md-search-result__item")
+    return page.locator(".md-search-result__item").all_inner_texts()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt install chromium")
 def test_a_browser_searches_it_and_asks_nobody_else(served: str) -> None:
     from playwright.sync_api import sync_playwright
@@ -176,9 +187,7 @@ def test_a_browser_searches_it_and_asks_nobody_else(served: str) -> None:
             lambda message: said.append(message.text) if message.type == "error" else None,
         )
         page.goto(f"{served}/index.html")
-        page.fill("input[name=query]", "noise floor")
-        page.wait_for_selector(".md-search-result__item")
-        found = page.locator(".md-search-result__item").all_inner_texts()
+        found = searched(page, "noise floor")
         assert page.get_attribute("body", "data-md-color-scheme") == "default"
         dark = browser.new_page(color_scheme="dark")
         dark.goto(f"{served}/index.html")
@@ -199,9 +208,7 @@ def test_it_can_be_searched_when_it_is_opened_from_a_folder(site: Path) -> None:
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.goto((site / "index.html").as_uri())
-        page.fill("input[name=query]", "noise floor")
-        page.wait_for_selector(".md-search-result__item")
-        found = page.locator(".md-search-result__item").all_inner_texts()
+        found = searched(page, "noise floor")
         browser.close()
     assert any("noise" in text.lower() for text in found)
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

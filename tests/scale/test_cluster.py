@@ -188,7 +188,7 @@ def test_the_budget_holds_over_all_shards_and_a_larger_one_goes_on(
 def test_too_many_failures_over_all_shards_end_it(cluster: Simulated, tmp_path: Path) -> None:
     task = written(tmp_path, latency=0.001)
     task.write_text(task.read_text().replace("max_errors = 1.0", "max_errors = 0.0"))
-    with pytest.raises(CollectionError, match=r"drafts failed \(parse"):
+    with pytest.raises(CollectionError, match=r"drafts failed \(refine parse"):
         collected([task, cluster.toml(tmp_path, SHARDS)], tmp_path / "run")
     assert set(answered(tmp_path)) == committed(tmp_path), "what was answered is kept"
 
