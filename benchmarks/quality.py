@@ -4,8 +4,8 @@ drafts did; for docs/RESULTS.md and docs/results/.
     make quality                                              # all domains and arms (hours;
         resumable)
     python benchmarks/quality.py --domains prosocial --core   # the arms that the two claims need
-    python benchmarks/quality.py --domains prosocial --seeds  # drafts that are answers, three
-        seeds, every control, and sweeps
+    python benchmarks/quality.py --domains prosocial --seeds  # drafts that are answers, a drafter
+        taught on all rows, three seeds, every control
     python benchmarks/quality.py --domains handbook --runs runs   # the demo's domain, going on from
         `make demo`
     python benchmarks/quality.py --table-only                 # only write docs/ from what is done
@@ -38,7 +38,7 @@ from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.statistics import wilson_interval
+from cowest_dspy.influence.statistics import ALPHA, SMALLEST, wilson_interval
 from cowest_dspy.report.compare import compute_numbers
 from cowest_dspy.report.compare_view import (
     print_comparison,
@@ -48,7 +48,14 @@ from cowest_dspy.report.compare_view import (
 )
 from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test
 from cowest_dspy.report.facts import Arm
-from cowest_dspy.report.verdict import bare_p, format_difference
+from cowest_dspy.report.significance import PairedTest
+from cowest_dspy.report.verdict import (
+    bare_p,
+    explain_chance,
+    format_detectable,
+    format_difference,
+    format_p,
+)
 from cowest_dspy.report.view import escape_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,13 +66,19 @@ SUMMARY, SUMMARY_END = (
     "<!-- end of summary -->",
 )
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
-DOMAINS = ("prosocial", "ifqa", "medmcqa", "handbook")
-PARTS = ("handbook", "prosocial", "prosocial-seeds", "ifqa", "medmcqa")
+DOMAINS = ("prosocial", "ifqa", "ifqa_passages", "medmcqa", "handbook")
+PARTS = ("handbook", "geoquery", "prosocial", "prosocial-seeds", "ifqa_passages", "ifqa", "medmcqa")
+"""The rows of the summary, in order. That of the handbook is of make evidence, GeoQuery's of
+drafts_of_sql.py: both by hand."""
 MADE_UP = "handbook"
 """The domain of the demo, whose rows are made up by its recipe, with the sizes of its own TOML."""
+TAKEN: dict[str, Any] = {"rounds.least_gain": -1.0, "rounds.more_failures": 1.0}
+"""A round is taken whatever the dev split says of it, so that the arm after tuning shows what
+tuning did."""
+OWN_SIZES = ("ifqa_passages",)
+"""Domains with the sizes of their own TOML."""
 
-# What two cores can do in about half an hour for each domain's core arms. A round is taken whatever
-# the dev split says of it, so that the arm after tuning shows what tuning did.
+# What two cores can do in about half an hour for each domain's core arms.
 SIZES: dict[str, Any] = {
     "data.train": 48,
     "data.dev": 48,
@@ -74,8 +87,6 @@ SIZES: dict[str, Any] = {
     "sft.answer_settings.max_steps": 40,
     "collect.max_errors": 0.6,  # a drafter that has learned so little does not always stop
     "dpo.num_train_epochs": 2,
-    "rounds.least_gain": -1.0,
-    "rounds.more_failures": 1.0,
 }
 # Texts of ProsocialDialog are short, so that more of them cost no more. Exact match is too coarse
 # for IfQA here: the drafts of 45 in 48 questions had one influence. So its influence is what a
@@ -88,21 +99,16 @@ LARGER: dict[str, dict[str, Any]] = {
     },
     "ifqa": {"influence.metric": 0.0, "influence.likelihood": 1.0, "pairs.margin": 0.05},
 }
-# Drafts that are answers: few of them differ, and the same draft is refined once, so that seeds,
-# controls and sweeps cost little.
+# Drafts that are answers: few of them differ, and the same draft is refined once, so that seeds and
+# controls cost little. The drafter learns from all rows of the archive, and all of test is asked.
 SEEDED: dict[str, dict[str, Any]] = {
     "prosocial": {
         "draft": "direct",
         "sft.answers": None,  # the drafter answers the question itself
-        "sft.settings.max_steps": 60,
-        "data.train": 64,
-        "data.dev": 32,
-        "pairs.most": 64,
-        "compare.seeds": (0, 1, 2),
+        "data.train": 100,
+        "data.dev": 48,
+        "data.test": 300,
     },
-}
-SWEEPS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "prosocial": {"pairs.most": (16, 32, 64), "rounds.count": (1, 2)}
 }
 CONTROLS = ("shuffled", "sft_on_chosen", "by_correctness", "other_draft")
 SEEDED_ARMS: dict[str, dict[str, str]] = {
@@ -118,20 +124,25 @@ CORE = (
 )  # fmt: skip
 
 
-def settings(domain: str, data: Path | None, seed: int, *, seeded: bool = False) -> Config:
+def settings(domain: str, data: Path | None, seed: int, seeds: Sequence[int] = ()) -> Config:
     """The configuration of a domain, with the sizes above and rows of ``data``; without ``data``,
-    the recipe's own."""
+    the recipe's own. ``seeds``: of the part with several."""
     config = load_config([ROOT / f"programs/{domain}.toml", BACKEND], seed=seed)
     if domain == MADE_UP:
         return config
-    changes = {
-        **SIZES,
-        **LARGER.get(domain, {}),
-        **({"data.rows": str((data / domain).resolve())} if data else {}),
-    }
-    if seeded:
-        changes |= SEEDED[domain] | {"compare.arms": SEEDED_ARMS, "compare.sweep": SWEEPS[domain]}
-    return overridden(config, changes)
+    sizes = {} if domain in OWN_SIZES or seeds else {**SIZES, **LARGER.get(domain, {})}
+    rows = {"data.rows": str(folder_of(domain, data).resolve())} if data else {}
+    seeded = (
+        {**SEEDED[domain], "compare.arms": SEEDED_ARMS, "compare.seeds": tuple(seeds)}
+        if seeds
+        else {}
+    )
+    return overridden(config, {**TAKEN, **sizes, **rows, **seeded})
+
+
+def folder_of(domain: str, data: Path) -> Path:
+    """The folder with the rows of a domain."""
+    return data / domain.partition("_")[0]
 
 
 def run(config: Config, folder: Path, arms: Sequence[str] | None) -> Comparison:
@@ -255,7 +266,7 @@ def claims(comparison: Comparison) -> str:
     less another, in points.
 
     On the examples that both answered; 95 % interval and p (two-sided, of one test: not corrected
-    for the number of them).
+    for the number of them), and the smallest difference that could have been shown.
     """
     arms = _runs_by_name(comparison)
     asked = [
@@ -264,8 +275,8 @@ def claims(comparison: Comparison) -> str:
         for other in (comparison.against, "weak", before)
     ]
     lines = [
-        "| arm | less | points \\[95 %\\] | p | better, worse of n |",
-        "|---|---|---:|---:|---:|",
+        "| arm | less | points \\[95 %\\] | p | better, worse of n | could show |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for name, other in asked:
         if name not in arms or other not in arms:
@@ -278,7 +289,7 @@ def claims(comparison: Comparison) -> str:
         )
         lines.append(
             f"| {arms[name][0].arm.title} | {arms[other][0].arm.title} | {told} | {chance} | "
-            f"{counts} |"
+            f"{counts} | {format_detectable(test)} |"
         )
     return "\n".join(lines)
 
@@ -300,29 +311,42 @@ def section(comparison: Comparison, command: str) -> str:
     )
 
 
+CLAIMS = ("better than the strong model alone", "better than the weak model alone", "tuning adds")
+HEAD = (
+    "| domain | claim | points \\[95 %\\] | n | seeds | could show | verdict |",
+    "|---|---|---:|---:|---:|---:|---|",
+)
+
+
 def summary(part: str, comparison: Comparison) -> list[str]:
-    """The rows of a part in the summary, one for each format of drafts: the tuned collaboration
-    less the other arms, in points, and how many of its controls it beats."""
+    """The rows of a part in the summary, one for each claim: of the first format of drafts that was
+    run, after preference tuning."""
     arms = _runs_by_name(comparison)
-    numbers, rows = compute_numbers(comparison), list[str]()
-    for before, after in FORMATS:
-        if after not in arms:
+    before, after = next((pair for pair in FORMATS if pair[1] in arms), FORMATS[0])
+    tests = [one for one in compute_numbers(comparison).controls if one.target == after]
+    beaten = sum(one.holm < ALPHA and (one.test.difference or 0) > 0 for one in tests)
+    rows: list[str] = []
+    for claim, other in zip(CLAIMS, (comparison.against, "weak", before), strict=True):
+        if after not in arms or other not in arms:
             continue
-        runs = arms[after]
-        cells = [
-            escape_markdown(format_difference(paired_test(runs, arms[other])))
-            if other in arms
-            else "-"
-            for other in (comparison.against, "weak", before)
-        ]
-        tests = [one for one in numbers.controls if one.target == after]
-        beaten = sum(one.holm < 0.05 and (one.test.difference or 0) > 0 for one in tests)
-        controls = f"{beaten} of {len(tests)}" if tests else "-"
-        draft = runs[0].arm.title.partition("draft = ")[2] or "the recipe's"
-        n = len(runs[0].arm.answers)
-        line = [f"[{part}](results/{part}.md)", draft, str(n), str(len(runs)), *cells, controls]
-        rows.append("| " + " | ".join(line) + " |")
+        test = paired_test(arms[after], arms[other])
+        found = verdict(test)
+        if other == before and tests:
+            found += f"; beats {beaten} of {len(tests)} controls"
+        told = f"{format_difference(test)}, {format_p(test.p)}"
+        n, seeds = len(arms[after][0].arm.answers), len(arms[after])
+        rows.append(
+            f"| [{part}](results/{part}.md) | {claim} | {escape_markdown(told)} | {n} | {seeds} | "
+            f"{format_detectable(test)} | {found} |"
+        )
     return rows
+
+
+def verdict(test: PairedTest) -> str:
+    """What a test says of a claim."""
+    if test.p < ALPHA:
+        return "**yes**" if (test.difference or 0) > 0 else "no: worse"
+    return explain_chance(test, SMALLEST) or "not shown"
 
 
 def write_results(part: str, tables: str, rows: Sequence[str], docs: Path = DOCS) -> None:
@@ -331,16 +355,11 @@ def write_results(part: str, tables: str, rows: Sequence[str], docs: Path = DOCS
     put(docs / f"results/{part}.md", BEGIN, END, tables)
     page = docs / "RESULTS.md"
     old = page.read_text(encoding="utf-8").partition(SUMMARY)[2].partition(SUMMARY_END)[0]
-    head = (
-        "| domain | draft | n | seeds | less strong alone | less weak alone | less untuned | "
-        "controls beaten |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    )
     known = {
         one: [line for line in old.splitlines() if line.startswith(f"| [{one}](")] for one in PARTS
     }
     known[part] = list(rows)
-    put(page, SUMMARY, SUMMARY_END, "\n".join([*head, *chain.from_iterable(known.values())]))
+    put(page, SUMMARY, SUMMARY_END, "\n".join([*HEAD, *chain.from_iterable(known.values())]))
 
 
 def main() -> None:
@@ -365,7 +384,10 @@ def main() -> None:
     )
     parser.add_argument("--core", action="store_true", help="only the arms that the claims need")
     parser.add_argument(
-        "--seeds", action="store_true", help="the part with three seeds, every control, and sweeps"
+        "--seeds",
+        nargs="*",
+        type=int,
+        help="the part with several seeds (0 1 2 by default), all rows, and every control",
     )
     parser.add_argument("--arms", nargs="+", help="only these arms")
     parser.add_argument("--seed", type=int, default=0)
@@ -377,11 +399,12 @@ def main() -> None:
     given = parser.parse_args()
     console = Console()
     arms: Sequence[str] | None = given.arms or (CORE if given.core else None)
-    for domain in [domain for domain in given.domains if not given.seeds or domain in SEEDED]:
-        part = f"{domain}-seeds" if given.seeds else domain
+    seeds: list[int] = [] if given.seeds is None else given.seeds or [0, 1, 2]
+    for domain in [domain for domain in given.domains if not seeds or domain in SEEDED]:
+        part = f"{domain}-seeds" if seeds else domain
         data: Path | None = None if given.hub or domain == MADE_UP else given.data
-        if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
-            missing = data / domain / "train.jsonl"
+        missing = folder_of(domain, data) / "train.jsonl" if data else None
+        if missing and not given.table_only and not missing.is_file():
             sys.exit(
                 f"There is no {missing}: put the rows there, name another folder (--data), or use "
                 "--hub."
@@ -389,13 +412,12 @@ def main() -> None:
         if given.table_only:
             made = read_comparison(given.runs / part / "comparison")
         else:
-            made = run(
-                settings(domain, data, given.seed, seeded=given.seeds), given.runs / part, arms
-            )
+            config = settings(domain, data, given.seed, seeds)
+            made = run(config, given.runs / part, arms)
         print_comparison(made, console)
         asked = (
-            " --seeds"
-            if given.seeds
+            f" --seeds {' '.join(map(str, seeds))}"
+            if seeds
             else " --core"
             if {one.arm.name for one in made.arms} <= set(CORE)
             else ""

@@ -15,9 +15,12 @@ four splits, by a shuffle of a seed:
     test     only ever counted; without a test.jsonl half of dev.jsonl
 
 Questions that nearly stand in test are dropped from dev, train and archive, those in dev from train
-and archive, and those in train from archive; ``dropped`` counts it. Passages are the drafter's
-lessons in archive, the ceiling (``context``), and what may be looked up (``corpus``); they stand in
-no input and no other prompt.
+and archive, and those in train from archive; ``dropped`` counts it.
+
+There are two settings. Closed book (ifqa.toml): passages are the drafter's lessons in archive, the
+ceiling (``context``), and what may be looked up (``corpus``); they stand in no input and no other
+prompt. With passages (``passages=True``, ifqa_passages.toml), the paper's: both models are given
+the gold passage as an input, and the drafter is taught to read.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ MOST_ANSWERED = (
 )
 MOST_WORDS = 45  # of what is taught of a passage
 LONGEST = 750  # characters of an SFT row: at most about 240 tokens
+LONGEST_READ = 1300  # the same with a passage in the prompt: at most about 350 tokens
 
 DRAFT_TASKS = {
     "direct": "Answer the question in a few words, as if its condition were true.",
@@ -67,7 +71,9 @@ ANSWER_TASK = (
 )
 
 
-def examples(split: str, seed: int = 0, rows: str = PUBLISHED) -> list[dict[str, Any]]:
+def examples(
+    split: str, seed: int = 0, rows: str = PUBLISHED, passages: bool = False
+) -> list[dict[str, Any]]:
     """The questions of a split: dicts of id, question, answer (the first accepted one), answers
     (all of them) and context (the passages as one text: the ceiling's, for no model at inference).
 
@@ -76,6 +82,7 @@ def examples(split: str, seed: int = 0, rows: str = PUBLISHED) -> list[dict[str,
         seed: of the shuffles that make the splits.
         rows: a folder, "hub:NAME", or the URL of a folder with train.json, dev.json and test.json,
             as by default.
+        passages: with the passages as an input, ``passage``, in the place of ``context``.
 
     Raises:
         DataError: the rows cannot be had or lack fields, or there is no such split.
@@ -83,7 +90,7 @@ def examples(split: str, seed: int = 0, rows: str = PUBLISHED) -> list[dict[str,
     made = _splits(str(rows), seed).splits
     if split not in made:
         raise DataError(f'IfQA has no split "{split}": use {", ".join(reversed(made))}.')
-    return [_example(row) for row in made[split]]
+    return [_example(row, passages) for row in made[split]]
 
 
 def dropped(seed: int = 0, rows: str = PUBLISHED) -> dict[str, int]:
@@ -180,15 +187,12 @@ def _question(row: Mapping[str, Any]) -> str:
     return " ".join(str(row["question"]).split())
 
 
-def _example(row: Mapping[str, Any]) -> dict[str, Any]:
+def _example(row: Mapping[str, Any], passages: bool) -> dict[str, Any]:
     answers = [str(answer) for answer in row["answers"]]
-    return {
-        "id": row["id"],
-        "question": _question(row),
-        "answer": answers[0],
-        "answers": answers,
-        "context": "\n".join(_passages(row)) or f"{answers[0]}.",
-    }
+    gold = {"id": row["id"], "answer": answers[0], "answers": answers}
+    if passages:
+        return gold | _asked(row, passages)
+    return gold | _asked(row, passages) | {"context": "\n".join(_passages(row)) or f"{answers[0]}."}
 
 
 _SENTENCE = re.compile(r"(?<=[a-z0-9)\"][.!?])\s+(?=[A-Z\"])")
@@ -276,47 +280,72 @@ DRAFTS: dict[str, type[dspy.Signature]] = {
 }
 
 
+def _reading(signature: type[dspy.Signature], passages: bool) -> type[dspy.Signature]:
+    """The signature, with the passage before the question where passages are given."""
+    if not passages:
+        return signature
+    task = signature.instructions.replace("an encyclopedia", "the passage")
+    return signature.prepend("passage", dspy.InputField(), str).with_instructions(task)
+
+
+def _asked(row: Mapping[str, Any], passages: bool) -> dict[str, str]:
+    """The inputs of a row."""
+    read = {"passage": "\n".join(_passages(row))} if passages else {}
+    return {**read, "question": _question(row)}
+
+
 def draft_rows(
-    seed: int = 0, rows: str = PUBLISHED, draft: str = "knowledge", most: int = MOST_SFT
+    seed: int = 0,
+    rows: str = PUBLISHED,
+    draft: str = "knowledge",
+    most: int | None = None,
+    passages: bool = False,
 ) -> list[dict[str, Any]]:
-    """What the drafter learns from, at most ``most`` rows of archive: the prompts of
-    ``program(draft)`` and what to write.
+    """What the drafter learns from, at most ``most`` rows of archive (by default 600; with passages
+    all): the prompts of ``program(draft, passages)`` and what to write.
 
     direct: the first accepted answer. knowledge: the sentences of the passage that are nearest to
         question and answer, which helps, if it does not always hold the answer. chain_of_thought:
         these sentences, then the answer. The last two leave out questions without a passage; all
-        leave out rows of more than 750 characters.
+        leave out rows of more than 750 characters, with passages of more than 1,300.
     """
-    signature = _drafting(draft)
+    signature = _drafting(draft, passages)
     made: list[dict[str, Any]] = []
     for row in _splits(str(rows), seed).splits["archive"]:
         known = nearest_sentences(row)
         if known or draft == "direct":
             outputs = {"background": known, "reasoning": known, "answer": str(row["answers"][0])}
-            made.append(training_row(signature, {"question": _question(row)}, outputs))
-    return _short(made)[:most]
+            made.append(training_row(signature, _asked(row, passages), outputs))
+    return _short(made, passages)[: most or (None if passages else MOST_SFT)]
 
 
-def answer_rows(seed: int = 0, rows: str = PUBLISHED, most: int = MOST_SFT) -> list[dict[str, Any]]:
+def answer_rows(
+    seed: int = 0, rows: str = PUBLISHED, most: int | None = None, passages: bool = False
+) -> list[dict[str, Any]]:
     """What the weak model learns from when it answers by itself: the first accepted answers of
-    ``most`` questions of archive and of 100 of train, about those whose answers the collaboration
-    learns from, too."""
+    ``most`` questions of archive (by default 600; with passages all) and of 100 of train, about
+    those whose answers the collaboration learns from, too."""
     made = _splits(str(rows), seed).splits
+    signature = _reading(Alone, passages)
     asked = [
-        [
-            training_row(Alone, {"question": _question(row)}, {"answer": str(row["answers"][0])})
-            for row in made[part]
-        ]
+        _short(
+            (
+                training_row(signature, _asked(row, passages), {"answer": str(row["answers"][0])})
+                for row in made[part]
+            ),
+            passages,
+        )
         for part in ("archive", "train")
     ]
-    return _short(asked[0])[:most] + _short(asked[1])[:MOST_ANSWERED]
+    return asked[0][: most or (None if passages else MOST_SFT)] + asked[1][:MOST_ANSWERED]
 
 
-def _short(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _short(rows: Iterable[dict[str, Any]], passages: bool) -> list[dict[str, Any]]:
+    longest = LONGEST_READ if passages else LONGEST
     return [
         row
         for row in rows
-        if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= LONGEST
+        if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= longest
     ]
 
 
@@ -326,6 +355,11 @@ SHOTS = (
     {
         "question": (
             "If the Amazon did not exist, which river of South America would be the longest?"
+        ),
+        "passage": (
+            "The Amazon carries more water than any other river. The Parana rises in Brazil and, at "
+            "4,880 kilometres, is the second longest river of South America after the Amazon; the "
+            "Madeira and the Purus, both of which flow into the Amazon, come next."
         ),
         "known": (
             "After the Amazon, the Parana is the longest river of South America, with 4,880 "
@@ -337,6 +371,10 @@ SHOTS = (
     },
     {
         "question": "If a week had ten days, how many days would three weeks have?",
+        "passage": (
+            "The week of seven days is used nearly everywhere. The French Republican calendar "
+            "divided its months of thirty days into three parts of ten days each."
+        ),
         "known": "A week has seven days, so three weeks have 21 days.",
         "drafted": "21 days",
         "reasoning": "Three times ten is 30.",
@@ -347,6 +385,10 @@ SHOTS = (
             "If New Zealand drove on the same side of the road as France, on which side "
             "would that be?"
         ),
+        "passage": (
+            "In New Zealand, as in Australia and Britain, traffic keeps to the left and steering "
+            "wheels are on the right. In France and most of Europe traffic keeps to the right."
+        ),
         "known": "In New Zealand traffic keeps to the left. In France it keeps to the right.",
         "drafted": "right",
         "reasoning": "In France one drives on the right.",
@@ -354,6 +396,11 @@ SHOTS = (
     },
     {
         "question": "If Neptune were no planet, would Uranus be the planet farthest from the Sun?",
+        "passage": (
+            "Neptune is the eighth planet from the Sun and the farthest known one. Uranus, the "
+            "seventh, is nearly as large. Pluto, once counted as the ninth planet, has been a dwarf "
+            "planet since 2006."
+        ),
         "known": (
             "Uranus is the seventh planet from the Sun. Neptune is the eighth and the farthest."
         ),
@@ -363,6 +410,10 @@ SHOTS = (
     },
     {
         "question": "If gold had the chemical symbol of silver, what would its symbol be?",
+        "passage": (
+            "Gold is a metal with the symbol Au, from the Latin aurum. Together with silver, whose "
+            "symbol is Ag, and copper, with the symbol Cu, it is in group 11 of the periodic table."
+        ),
         "known": "The symbol of gold is Au, of the Latin aurum.",
         "drafted": "Au",
         "reasoning": "The symbol of silver is Ag.",
@@ -372,6 +423,10 @@ SHOTS = (
         "question": (
             "If the first Moon landing had been ten years later, in what year would it have been?"
         ),
+        "passage": (
+            "Apollo 11 was the first flight to land people on the Moon. Neil Armstrong and Buzz "
+            "Aldrin landed on 20 July 1969, while Michael Collins stayed in orbit."
+        ),
         "known": "Apollo 11 landed on the Moon on 20 July 1969.",
         "drafted": "1979",
         "reasoning": "It was in 1969; ten years later is 1979.",
@@ -380,6 +435,10 @@ SHOTS = (
     {
         "question": (
             "If Constantinople had kept its name, what would the largest city of Turkey be called?"
+        ),
+        "passage": (
+            "Istanbul is the largest city of Turkey, with some fifteen million people; the capital "
+            "is Ankara. Founded as Byzantium, it was known abroad as Constantinople until 1930."
         ),
         "known": (
             "Ankara is the capital of Turkey. Until 1930 Istanbul was known abroad as "
@@ -391,6 +450,10 @@ SHOTS = (
     },
     {
         "question": "If ice were heavier than water, would it float on a lake?",
+        "passage": (
+            "When water freezes it expands, so that ice is lighter than water by about a tenth and "
+            "floats on it. Most other liquids become heavier when they freeze, and sink."
+        ),
         "known": "Ice floats, since it is lighter than water by about a tenth.",
         "drafted": "yes",
         "reasoning": "What is heavier than water sinks.",
@@ -399,38 +462,38 @@ SHOTS = (
 )
 
 
-def program(draft: str = "knowledge") -> Collaboration:
+def program(draft: str = "knowledge", passages: bool = False) -> Collaboration:
     """The weak model drafts an answer, what it knows, or both; the strong model gives the short
-    answer."""
-    signature = _drafting(draft)
-    demos = [
-        dspy.Example(**_shot(draft, shot)).with_inputs("question", "background") for shot in SHOTS
-    ]
+    answer. With ``passages`` both read the passage."""
+    signature = _drafting(draft, passages)
+    refine = _reading(Refine, passages)
+    inputs = [*signature.input_fields, "background"]
+    demos = [dspy.Example(**_shot(draft, shot, passages)).with_inputs(*inputs) for shot in SHOTS]
     return Collaboration(
         draft=dspy.Predict(signature),
-        refine=dspy.Predict(Refine),
+        refine=dspy.Predict(refine),
         demos=demos,
         adapter=LineAdapter(),
     )
 
 
-def direct() -> dspy.Module:
+def direct(passages: bool = False) -> dspy.Module:
     """The weak model answers by itself: the rival of the collaboration."""
-    return dspy.Predict(Alone)
+    return dspy.Predict(_reading(Alone, passages))
 
 
-def _shot(draft: str, shot: Mapping[str, str]) -> dict[str, str]:
+def _shot(draft: str, shot: Mapping[str, str], passages: bool) -> dict[str, str]:
     texts = {
         "direct": shot["drafted"],
         "knowledge": shot["known"],
         "chain_of_thought": f"Reasoning: {shot['known']}\nAnswer: {shot['drafted']}",
     }
-    return {name: shot[name] for name in ("question", "reasoning", "answer")} | {
-        "background": texts[draft]
-    }
+    read = ("passage",) if passages else ()
+    given = {name: shot[name] for name in (*read, "question", "reasoning", "answer")}
+    return given | {"background": texts[draft]}
 
 
-def _drafting(draft: str) -> type[dspy.Signature]:
+def _drafting(draft: str, passages: bool) -> type[dspy.Signature]:
     if draft not in DRAFTS:
         raise ProgramError(f'There is no draft format "{draft}": use {", ".join(DRAFTS)}.')
-    return DRAFTS[draft]
+    return _reading(DRAFTS[draft], passages)

@@ -11,7 +11,8 @@ where they are. Models see the labels as plain words.
     archive  three quarters of the training rows: the weak model is fine-tuned on them
     train    the others, where drafts are judged by what the strong model makes of them
     dev      rows to choose settings with
-    test     rows that are only ever counted; without a test.jsonl a half of dev
+    test     rows that are only ever counted; without a test.jsonl those of dev.jsonl, and dev is a
+             half of train
 
 No text is in two splits, and none nearly: test is kept before dev, dev before train, train before
 archive. Some utterances are
@@ -53,8 +54,8 @@ _NAMES_A_LABEL = re.compile(rf"\b({'|'.join(LABELS)})\b", re.IGNORECASE)
 TRAIN_PART = 0.25
 MOST_TRAINING = 10_000
 """Training rows that are looked at, drawn by the seed: the Hub has four times as many."""
-TAUGHT = 600
-"""Rows of the archive that the weak model is fine-tuned on."""
+TAUGHT = 1_500
+"""Rows of the archive that the weak model is fine-tuned on, at most."""
 JUDGED = 100
 """Rows of train whose answers the weak model learns from too when it answers alone: as many as
 prosocial.toml judges drafts on."""
@@ -194,13 +195,14 @@ def _splits(rows: str, seed: int) -> dict[str, list[dict[str, Any]]]:
         return made
 
     # What is tested is read first, so that of a text in two files the training loses it.
-    test = fresh("test") if _has_test(rows) else []
+    tested = fresh("test") if _has_test(rows) else []
     dev = fresh("dev")
-    if not test:
-        dev, test = dev[: len(dev) // 2], dev[len(dev) // 2 :]
-    taught = fresh("train")[:MOST_TRAINING]
-    judged = round(len(taught) * TRAIN_PART)
-    made = {"test": test, "dev": dev, "train": taught[:judged], "archive": taught[judged:]}
+    rest = fresh("train")[:MOST_TRAINING]
+    judged = round(len(rest) * TRAIN_PART)
+    train, archive = rest[:judged], rest[judged:]
+    if not tested:
+        tested, dev, train = dev, train[: judged // 2], train[judged // 2 :]
+    made = {"test": tested, "dev": dev, "train": train, "archive": archive}
     return drop_near_duplicates(made, lambda row: row["context"]).splits
 
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import dspy
 
 from cowest_dspy.errors import ConfigError, PairsError
 from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.data import from_recipe
 from cowest_dspy.experiment.summary import build_arm, load_arm, load_rounds
 from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.influence import arms
@@ -41,7 +42,6 @@ from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.importing import call
 
-Kind = TypeVar("Kind")
 SHOTS = 4  # worked examples of SuperICL, where the arm does not say how many
 
 
@@ -183,7 +183,11 @@ def answerer(experiment: _Parts, rules: ArmRules) -> Answerer:
         raise ConfigError(
             f'An arm with draft = "{rules.draft}" belongs to the variant of that format.'
         )
-    return _KINDS[rules.kind](experiment, rules)
+    made = _KINDS[rules.kind](experiment, rules)
+    compare = experiment.config.compare
+    if rules.transfer and compare and compare.transfer:
+        return replace(made, num_threads=compare.transfer.concurrency)
+    return made
 
 
 def _of_program(
@@ -346,25 +350,12 @@ def _routed(experiment: _Parts, rules: ArmRules) -> Answerer:
     """By the router that the rules give, or that the run has."""
     program = experiment.best
     if rules.router:
-        router = _from_recipe(
-            experiment, rules.router, Router, "cowest_dspy.optimizers.router.Router"
-        )
+        router = from_recipe(experiment.config, rules.router, Router)
     else:
         router = Router.load(experiment.run)
     routed = Routed(program, router)
     made = _of_program(experiment, program, lambda example: routed(**example.inputs()))
     return made.on(router.model_dump(mode="json", exclude={"about"}))
-
-
-def _from_recipe(experiment: _Parts, reference: str, kind: type[Kind], name: str) -> Kind:
-    """What a function of a recipe gives, which must be of this kind."""
-    made = call(reference, offered=experiment.config.data.arguments)
-    if not isinstance(made, kind):
-        raise ConfigError(
-            f"{reference} gave a {type(made).__name__}: a function that returns a {name} is "
-            "expected."
-        )
-    return made
 
 
 def _rounds_note(experiment: _Parts) -> str:
@@ -402,7 +393,7 @@ def _control(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _module(experiment: _Parts, rules: ArmRules) -> Answerer:
-    module = _from_recipe(experiment, str(rules.program), dspy.Module, "dspy.Module")
+    module = from_recipe(experiment.config, str(rules.program), dspy.Module)
     if rules.role == "strong":
         return _on_strong(experiment, module)
     lm = experiment.program.bind(weak=experiment.weak).weak

@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import dspy
 
@@ -20,6 +20,7 @@ from cowest_dspy.utils.importing import call
 from cowest_dspy.utils.jsonl import read_jsonl
 from cowest_dspy.utils.reading import describe_os_error, expand_user, file_errors
 
+Kind = TypeVar("Kind")
 SPLITS = ("train", "dev", "test")
 
 
@@ -30,11 +31,10 @@ def read_split(
     *,
     seed: int = 0,
     limit: int | None = None,
-    rows: str | None = None,
-    fold: int | None = None,
+    **arguments: Any,
 ) -> list[dspy.Example]:
     """The examples of one split: ``source`` is "file.py:function" (called with the split,
-    ``seed=``, and ``rows=`` and ``fold=`` where these are given), "file.jsonl" with a ``split``
+    ``seed=``, and what else is given of rows, fold and passages), "file.jsonl" with a ``split``
     field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
 
     Raises:
@@ -47,7 +47,7 @@ def read_split(
     elif source.endswith(".jsonl"):
         found = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
     else:
-        found = _from_function(source, split, where, {"seed": seed, "rows": rows, "fold": fold})
+        found = _from_function(source, split, where, {"seed": seed, **arguments})
     return examples(found[:limit], inputs, where=where)
 
 
@@ -57,14 +57,23 @@ def load_program(config: Config) -> Collaboration:
     Raises:
         ConfigError: the function that [program] names gave something else.
     """
-    given = {"draft": config.draft}
-    program = call(config.program, given=given, offered=config.data.arguments)
-    if not isinstance(program, Collaboration):
+    return from_recipe(config, config.program, Collaboration, draft=config.draft)
+
+
+def from_recipe(config: Config, reference: str, kind: type[Kind], **given: Any) -> Kind:
+    """What a function of a recipe gives, called with ``given`` and, where it takes them, with the
+    arguments of [data].
+
+    Raises:
+        ConfigError: it gave something that is not of this kind.
+    """
+    made = call(reference, given=given, offered=config.data.arguments)
+    if not isinstance(made, kind):
         raise ConfigError(
-            f"{config.program} gave {type(program).__name__}: a function that returns a "
-            "Collaboration is expected."
+            f"{reference} gave a {type(made).__name__}: a function that returns a "
+            f"{kind.__module__}.{kind.__name__} is expected."
         )
-    return program
+    return made
 
 
 def load_splits(config: Config, program: Collaboration) -> dict[str, list[dspy.Example]]:

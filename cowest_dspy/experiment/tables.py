@@ -15,9 +15,10 @@ from cowest_dspy.utils.table import Folder, Reference, TomlTable, Uri
 
 
 def recipe_arguments(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given to a recipe's functions by keyword: seed, rows and fold of [data], as far as
-    they are set."""
-    return {name: data[name] for name in ("seed", "rows", "fold") if data.get(name) is not None}
+    """What is given to a recipe's functions by keyword: seed, rows, fold and passages of [data], as
+    far as they are set."""
+    names = ("seed", "rows", "fold", "passages")
+    return {name: data[name] for name in names if data.get(name) is not None}
 
 
 class Data(TomlTable):
@@ -40,6 +41,11 @@ class Data(TomlTable):
     )
     fold: int | None = Field(
         None, ge=0, description="which fold is test, of a recipe that makes folds: fold="
+    )
+    passages: bool | None = Field(
+        None,
+        description="whether questions come with a passage to read, of a recipe that has both: "
+        "passages=",
     )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
     dev: int | None = Field(

@@ -12,6 +12,7 @@ import pytest
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report import Arm
 from cowest_dspy.report.compared import ComparedArm, Comparison
+from cowest_dspy.report.significance import compare_scores
 from cowest_dspy.utils.importing import load
 
 FILE = Path(__file__).parents[2] / "benchmarks/quality.py"
@@ -113,7 +114,7 @@ def test_the_two_claims_are_differences_in_each_format_that_was_run() -> None:
     # alone, and no other format.
     assert [row.split(" | ")[1] for row in rows] == ["strong alone", "untuned"]
     assert all(
-        row.startswith("| tuned | ") and "| +0.0 " in row and row.endswith("| 1 | 1, 1 of 3 |")
+        row.startswith("| tuned | ") and "| +0.0 " in row and row.endswith("| 1 | 1, 1 of 3 | - |")
         for row in rows
     )
 
@@ -136,16 +137,35 @@ def test_the_pages_keep_what_was_written_by_hand_and_the_other_domains(tmp_path:
     assert "of prosocial" in (tmp_path / "results/prosocial.md").read_text()
 
 
-def test_the_summary_has_a_row_for_each_format_that_was_run() -> None:
+def test_the_summary_has_a_row_for_each_claim_with_what_it_could_show_and_a_verdict() -> None:
     made = comparison()
     arms = {one.arm.name: one.arm for one in made.arms}
+    before = replace(arms["alone"], name="direct_sft", title="untuned")
     after = replace(arms["both"], name="direct", title="tuned, draft = direct")
-    (row,) = quality("summary")(
-        "ifqa", replace(made, arms=tuple(map(ComparedArm, (arms["alone"], after))))
-    )
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:4] == ["[ifqa](results/ifqa.md)", "direct", "4", "1"]
-    assert cells[4].startswith("+0.0 ") and cells[5:] == ["-", "-", "-"]
+    found = (arms["alone"], before, after)
+    rows = quality("summary")("ifqa", replace(made, arms=tuple(map(ComparedArm, found))))
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    claims = quality("CLAIMS")
+    assert [one[:2] for one in cells] == [
+        ["[ifqa](results/ifqa.md)", claims[0]],
+        ["[ifqa](results/ifqa.md)", claims[2]],
+    ], "there is no weak model alone"
+    assert all(one[2].startswith("+0.0 ") and one[2].endswith("p = 1") for one in cells)
+    assert [one[3:] for one in cells] == [["4", "1", "-", "not shown"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [(20, 0, "**yes**"), (0, 20, "no: worse"), (6, 5, "not enough questions for 5 points")],
+)
+def test_a_verdict_is_of_the_test_and_says_where_questions_were_too_few(
+    right: int, wrong: int, said: str
+) -> None:
+    mine = {str(n): float(n < right or n >= 20 + wrong) for n in range(60)}
+    other = {str(n): float(n >= 20) for n in range(60)}
+    test = compare_scores(mine, other)
+    assert (test.higher, test.lower) == (right, wrong)
+    assert quality("verdict")(test).startswith(said)
 
 
 def test_a_section_has_the_table_the_effects_and_the_command() -> None:
@@ -160,7 +180,16 @@ def test_a_section_has_the_table_the_effects_and_the_command() -> None:
 def test_the_sizes_are_keys_of_every_domain() -> None:
     for domain in quality("DOMAINS"):
         config = quality("settings")(domain, None, 3)
-        made_up = domain == quality("MADE_UP")  # It has the sizes of its own TOML.
+        own = {"handbook": 60, "ifqa_passages": 300}  # The sizes of their own TOMLs.
         assert config.seed == 3
-        assert config.data.test == (60 if made_up else quality("SIZES")["data.test"])
+        assert config.data.test == own.get(domain, quality("SIZES")["data.test"])
         assert config.compare is not None and {"alone", "collaboration"} <= set(config.compare.arms)
+
+
+def test_the_part_with_seeds_teaches_all_rows_and_asks_all_of_test() -> None:
+    config = quality("settings")("prosocial", Path("rows"), 0, seeds=(4, 5))
+    assert config.compare is not None and config.compare.seeds == (4, 5)
+    assert config.draft == "direct" and config.data.test is not None and config.sft
+    assert config.sft.answers is None and "max_steps" not in config.sft.settings
+    assert str(config.data.rows).endswith("rows/prosocial")
+    assert quality("folder_of")("ifqa_passages", Path("rows")) == Path("rows/ifqa")

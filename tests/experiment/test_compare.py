@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment import Compared
+from cowest_dspy.experiment.arms import answerer
 from cowest_dspy.experiment.config import overridden
 from cowest_dspy.report.compared import Comparison
 
@@ -101,6 +102,13 @@ transfer = true
         answer.draft for answer in found["both"].arm.answers
     ]
     assert made.target == "collaboration", "an arm of transfer is not what the verdict is about"
+    config = load_config(declared(task, arms + table + "concurrency = 3\n"))
+    with Experiment(config, tmp_path / "other") as experiment:
+        rules = config.compare.arms if config.compare else {}
+        threads = {
+            name: answerer(experiment, rules[name]).num_threads for name in ("alone", "other_alone")
+        }
+    assert threads == {"alone": config.at_once("strong"), "other_alone": 3}
     wrong = '[compare.arms.weak]\nkind = "weak"\ntransfer = true\n'
     with pytest.raises(ConfigError, match='no "transfer": it takes weak, shots'):
         load_config(declared(task, arms + table + wrong))

@@ -22,7 +22,9 @@ from loopback import listening, send_json
 
 from cowest_dspy import load_config
 from cowest_dspy.errors import DataError, ProgramError
-from cowest_dspy.experiment.data import check_apart
+from cowest_dspy.experiment.data import check_apart, load_program, load_splits
+from cowest_dspy.experiment.data import sft_rows as of_table
+from cowest_dspy.program.collaboration import signature_of
 from cowest_dspy.program.examples import examples as as_examples
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.tuning.data import sft_rows
@@ -294,6 +296,51 @@ def test_no_passage_gets_into_any_prompt(rows: str, draft: str) -> None:
             program.ask_module(alone, **inputs)
     assert len(weak.asked) == 60 and len(strong.asked) == 180
     assert SECRET not in json.dumps(weak.asked + strong.asked)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_with_passages_every_prompt_has_the_passage_and_the_drafter_is_taught_with_it(
+    rows: str, draft: str
+) -> None:
+    weak = ScriptedEngine(lambda request: "Reasoning: It is so.\nAnswer: It", model="scripted/weak")
+    strong = ScriptedEngine(lambda request: "It", model="scripted/strong")
+    program = named("program")(draft, passages=True).bind(weak=weak.lm(), strong=strong.lm())
+    made = named("examples")("archive", rows=rows, passages=True)
+    assert [row["id"] for row in made] == ids(splits(rows)["archive"]), "the same splits"
+    assert not any("context" in row for row in made)
+    for example in as_examples(made, ["passage", "question"]):
+        inputs = dict(example.inputs())
+        program(**inputs)
+        program.ask_alone(**inputs)
+    asked = [request["messages"] for request in weak.asked + strong.asked]
+    assert len(asked) == 30 * 3
+    assert all(SECRET in messages[-1]["content"] for messages in asked)
+    shown = [one["content"] for one in strong.asked[0]["messages"]]
+    assert all(any(shot["passage"] in text for text in shown) for shot in named("SHOTS"))
+    taught = named("draft_rows")(rows=rows, draft=draft, passages=True)
+    assert [row["prompt"] for row in taught] == [
+        [{"role": one["role"], "content": one["content"]} for one in request["messages"]]
+        for request in weak.asked
+    ]
+    answered = named("answer_rows")(rows=rows, passages=True)
+    assert len(answered) == 40 and all(SECRET in str(row["prompt"]) for row in answered)
+
+
+def test_the_task_with_passages_is_read_as_its_toml_declares_it(rows: str) -> None:
+    files = [ROOT / "programs/ifqa_passages.toml", ROOT / "programs/backends/hub.toml"]
+    config = load_config(files, overrides={"data.rows": rows, "data.test": 5})
+    program = load_program(config)
+    made = load_splits(config, program)
+    assert {split: len(part) for split, part in made.items()} == {"train": 10, "dev": 10, "test": 5}
+    assert list(made["test"][0].inputs()) == ["passage", "question"]
+    [drafting] = program.draft.predictors()
+    assert list(signature_of(drafting).input_fields) == ["passage", "question"]
+    taught = of_table(config, str(config.sft and config.sft.drafts), "drafts")
+    assert len(taught) == 30 and "the passage" not in taught[0]["prompt"][0]["content"]
+    with pytest.raises(DataError, match="passage"):
+        load_splits(
+            load_config(files, overrides={"data.rows": rows, "data.passages": False}), program
+        )
 
 
 def test_the_corpus_is_every_passage_once_and_nothing_of_the_questions(rows: str) -> None:
