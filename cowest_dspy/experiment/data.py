@@ -70,7 +70,7 @@ def from_recipe(config: Config, reference: str, kind: type[Kind], **given: Any) 
     made = call(reference, given=given, offered=config.data.arguments)
     if not isinstance(made, kind):
         raise ConfigError(
-            f"{reference} gave a {type(made).__name__}: a function that returns a "
+            f"{reference} gave {type(made).__name__}: a function that returns a "
             f"{kind.__module__}.{kind.__name__} is expected."
         )
     return made

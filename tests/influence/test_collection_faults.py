@@ -204,7 +204,8 @@ def test_injected_faults_become_errors_and_a_second_run_without_them_completes_t
 
     broken, answered = run("faulty", faults(seed=5))
     kinds = Counter(
-        (trace.error or "").partition(":")[0].removeprefix("alone ") for trace in broken
+        (trace.error or "").partition(":")[0].removeprefix("alone ").removeprefix("refine ")
+        for trace in broken
     )
     assert {"timeout", "rate limit", "server", "transport"} <= set(kinds)
     assert kinds[""] < len(broken) / 1.4, "30 % of the calls failed"

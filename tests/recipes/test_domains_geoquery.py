@@ -419,6 +419,6 @@ def test_a_function_that_gives_no_router_is_named(rows: str, tmp_path: Path) -> 
     rules = config.compare.arms["rule"].model_copy(update={"router": f"{RECIPE}:bare"})
     with (
         Experiment(config, tmp_path / "run") as experiment,
-        pytest.raises(ConfigError, match=r"bare gave a Predict: .*\.Router is expected"),
+        pytest.raises(ConfigError, match=r"bare gave Predict: .*\.Router is expected"),
     ):
         answerer(experiment, rules)
