@@ -52,13 +52,19 @@ def run_all(seeds: list[int], folder: Path, test: int | None) -> list[RunReport]
     reports: list[RunReport] = []
     for place, seed in enumerate(seeds):
         earlier = [folder / f"seed-{before}" for before in seeds[:place]]
-        if seed == 0 and DEMO.is_dir() and not (folder / "seed-0").exists():
-            shutil.copytree(DEMO, folder / "seed-0")
         with Experiment(
-            settings(seed, test), folder / f"seed-{seed}", progress=Progress(), reuse=earlier
+            settings(seed, test), run_of(seed, folder), progress=Progress(), reuse=earlier
         ) as experiment:
             reports.append(experiment.cycle())
     return reports
+
+
+def run_of(seed: int, folder: Path) -> Path:
+    """The run of a seed; that of seed 0 begins as a copy of the demo's, if there is one."""
+    run = folder / f"seed-{seed}"
+    if seed == 0 and DEMO.is_dir() and not run.exists():
+        shutil.copytree(DEMO, run)
+    return run
 
 
 def table(reports: list[RunReport]) -> str:

@@ -12,9 +12,8 @@ drafts did; for docs/RESULTS.md and docs/results/.
 
 Each domain is a run of its own (runs/quality/DOMAIN) of programs/DOMAIN.toml, with the sizes below;
 a run that was stopped goes on where it stood. Rows are read from --data: a folder with one folder
-for each domain, which has train.jsonl and dev.jsonl with the fields as published. Without a
-test.jsonl there, a recipe halves dev.jsonl by a seeded shuffle: one half is the dev split (accepts
-rounds), the other is counted. Of the texts of the data nothing is written to docs/.
+for each dataset, which has train.jsonl and dev.jsonl with the fields as published. What is test
+without a test.jsonl there, the recipe says. Of the texts of the data nothing is written to docs/.
 """
 
 from __future__ import annotations
@@ -130,14 +129,14 @@ def settings(domain: str, data: Path | None, seed: int, seeds: Sequence[int] = (
     config = load_config([ROOT / f"programs/{domain}.toml", BACKEND], seed=seed)
     if domain == MADE_UP:
         return config
-    sizes = {} if domain in OWN_SIZES or seeds else {**SIZES, **LARGER.get(domain, {})}
-    rows = {"data.rows": str(folder_of(domain, data).resolve())} if data else {}
-    seeded = (
-        {**SEEDED[domain], "compare.arms": SEEDED_ARMS, "compare.seeds": tuple(seeds)}
-        if seeds
-        else {}
-    )
-    return overridden(config, {**TAKEN, **sizes, **rows, **seeded})
+    changes = dict(TAKEN)
+    if data:
+        changes["data.rows"] = str(folder_of(domain, data).resolve())
+    if seeds:
+        changes |= {**SEEDED[domain], "compare.arms": SEEDED_ARMS, "compare.seeds": tuple(seeds)}
+    elif domain not in OWN_SIZES:
+        changes |= {**SIZES, **LARGER.get(domain, {})}
+    return overridden(config, changes)
 
 
 def folder_of(domain: str, data: Path) -> Path:

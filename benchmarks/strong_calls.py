@@ -13,7 +13,6 @@ the end the table in docs/influence.md is written anew.
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -110,9 +109,7 @@ POLICIES: dict[str, Callable[[Part, Sampling], Part]] = {
 
 def measure(seed: int, runs: Path, reuse: list[Path]) -> dict[str, Outcome]:
     """Every policy under one seed, and the collaboration before tuning as "none"."""
-    folder = runs / f"seed-{seed}"
-    if seed == 0 and evidence.DEMO.is_dir() and not folder.exists():
-        shutil.copytree(evidence.DEMO, folder)
+    folder = evidence.run_of(seed, runs)
     made: dict[str, Outcome] = {}
     config = evidence.settings(seed, None)
     with Experiment(config, folder, progress=Progress(), reuse=reuse) as experiment:

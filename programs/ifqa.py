@@ -183,16 +183,18 @@ def _passages(row: Mapping[str, Any]) -> list[str]:
     return [" ".join(str(passage).split()) for passage in row["context"] if str(passage).strip()]
 
 
+def _text(row: Mapping[str, Any]) -> str:
+    return "\n".join(_passages(row))
+
+
 def _question(row: Mapping[str, Any]) -> str:
     return " ".join(str(row["question"]).split())
 
 
 def _example(row: Mapping[str, Any], passages: bool) -> dict[str, Any]:
     answers = [str(answer) for answer in row["answers"]]
-    gold = {"id": row["id"], "answer": answers[0], "answers": answers}
-    if passages:
-        return gold | _asked(row, passages)
-    return gold | _asked(row, passages) | {"context": "\n".join(_passages(row)) or f"{answers[0]}."}
+    made = {"id": row["id"], **_asked(row, passages), "answer": answers[0], "answers": answers}
+    return made if passages else made | {"context": _text(row) or f"{answers[0]}."}
 
 
 _SENTENCE = re.compile(r"(?<=[a-z0-9)\"][.!?])\s+(?=[A-Z\"])")
@@ -290,7 +292,7 @@ def _reading(signature: type[dspy.Signature], passages: bool) -> type[dspy.Signa
 
 def _asked(row: Mapping[str, Any], passages: bool) -> dict[str, str]:
     """The inputs of a row."""
-    read = {"passage": "\n".join(_passages(row))} if passages else {}
+    read = {"passage": _text(row)} if passages else {}
     return {**read, "question": _question(row)}
 
 
@@ -316,7 +318,7 @@ def draft_rows(
         if known or draft == "direct":
             outputs = {"background": known, "reasoning": known, "answer": str(row["answers"][0])}
             made.append(training_row(signature, _asked(row, passages), outputs))
-    return _short(made, passages)[: most or (None if passages else MOST_SFT)]
+    return _short(made, passages, most)
 
 
 def answer_rows(
@@ -327,26 +329,28 @@ def answer_rows(
     those whose answers the collaboration learns from, too."""
     made = _splits(str(rows), seed).splits
     signature = _reading(Alone, passages)
-    asked = [
-        _short(
-            (
-                training_row(signature, _asked(row, passages), {"answer": str(row["answers"][0])})
-                for row in made[part]
-            ),
-            passages,
+
+    def rows_of(split: str, most: int | None) -> list[dict[str, Any]]:
+        asked = (
+            training_row(signature, _asked(row, passages), {"answer": str(row["answers"][0])})
+            for row in made[split]
         )
-        for part in ("archive", "train")
-    ]
-    return asked[0][: most or (None if passages else MOST_SFT)] + asked[1][:MOST_ANSWERED]
+        return _short(asked, passages, most)
+
+    return rows_of("archive", most) + rows_of("train", MOST_ANSWERED)
 
 
-def _short(rows: Iterable[dict[str, Any]], passages: bool) -> list[dict[str, Any]]:
-    longest = LONGEST_READ if passages else LONGEST
-    return [
+def _short(
+    rows: Iterable[dict[str, Any]], passages: bool, most: int | None
+) -> list[dict[str, Any]]:
+    """The first ``most`` of the rows that are not too long; None: as many as a setting teaches."""
+    longest, usual = (LONGEST_READ, None) if passages else (LONGEST, MOST_SFT)
+    short = [
         row
         for row in rows
         if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= longest
     ]
+    return short[: usual if most is None else most]
 
 
 # Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed

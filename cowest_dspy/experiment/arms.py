@@ -24,6 +24,7 @@ from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.lms.build import build_lm
+from cowest_dspy.lms.config import LMSettings
 from cowest_dspy.optimizers.router import Routed, Router
 from cowest_dspy.optimizers.run import RunContext
 from cowest_dspy.program import (
@@ -184,10 +185,8 @@ def answerer(experiment: _Parts, rules: ArmRules) -> Answerer:
             f'An arm with draft = "{rules.draft}" belongs to the variant of that format.'
         )
     made = _KINDS[rules.kind](experiment, rules)
-    compare = experiment.config.compare
-    if rules.transfer and compare and compare.transfer:
-        return replace(made, num_threads=compare.transfer.concurrency)
-    return made
+    other = _transfer(experiment, rules)
+    return replace(made, num_threads=other.concurrency) if other else made
 
 
 def _of_program(
@@ -226,10 +225,14 @@ def _alone(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 def _strong_of(experiment: _Parts, rules: ArmRules) -> dspy.LM:
     """The run's strong LM; of an arm of transfer the one of [compare.transfer]."""
+    other = _transfer(experiment, rules)
+    return build_lm(other) if other else experiment.strong
+
+
+def _transfer(experiment: _Parts, rules: ArmRules) -> LMSettings | None:
+    """The other strong model of an arm of transfer."""
     compare = experiment.config.compare
-    if not (rules.transfer and compare and compare.transfer):
-        return experiment.strong
-    return build_lm(compare.transfer)
+    return compare.transfer if rules.transfer and compare else None
 
 
 def _strong(experiment: _Parts, rules: ArmRules) -> Answerer:

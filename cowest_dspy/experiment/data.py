@@ -31,11 +31,13 @@ def read_split(
     *,
     seed: int = 0,
     limit: int | None = None,
-    **arguments: Any,
+    rows: str | None = None,
+    fold: int | None = None,
+    passages: bool | None = None,
 ) -> list[dspy.Example]:
     """The examples of one split: ``source`` is "file.py:function" (called with the split,
-    ``seed=``, and what else is given of rows, fold and passages), "file.jsonl" with a ``split``
-    field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
+    ``seed=``, and ``rows=``, ``fold=`` and ``passages=`` where these are given), "file.jsonl" with
+    a ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
 
     Raises:
         DataError: nothing in that split, no such file (also one that a recipe's function reads), or
@@ -47,7 +49,8 @@ def read_split(
     elif source.endswith(".jsonl"):
         found = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
     else:
-        found = _from_function(source, split, where, {"seed": seed, **arguments})
+        given = {"seed": seed, "rows": rows, "fold": fold, "passages": passages}
+        found = _from_function(source, split, where, given)
     return examples(found[:limit], inputs, where=where)
 
 

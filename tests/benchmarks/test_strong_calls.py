@@ -19,7 +19,6 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(FOLDER))
-    load(f"{FOLDER}/strong_calls.py:POLICIES")
     return lambda name: load(f"{FOLDER}/strong_calls.py:{name}")
 
 
