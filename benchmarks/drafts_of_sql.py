@@ -3,7 +3,10 @@ counted together: who is right, what their SQL gives when it is run, and what ea
 
     python benchmarks/drafts_of_sql.py FOLDER/geography.sqlite runs/geoquery-*    # of cowest compare
 
-Of the arms "alone", "weak" and "collaboration_sft", and whichever others all the runs have.
+Of the arms "alone", "weak" and "collaboration_sft", and whichever others all the runs have. Where
+every draft was shown (``program``), a row "checked NAME" says what the collaboration would have been
+that shows it only where the strong model's own SQL gives nothing (``checked``): its prompts are the
+same, so that its answers are known.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ RECIPE = Path(__file__).resolve().parent.parent / "programs/geoquery.py"
 result_text, gives_nothing = (
     load_function(f"{RECIPE}:{name}") for name in ("result_text", "gives_nothing")
 )
-AGAINST = ("alone", "alone_repaired", "weak", "collaboration_sft")
+COLLABORATIONS = ("collaboration_sft", "collaboration")
+AGAINST = ("alone", "alone_repaired", "weak", "collaboration_sft", "checked collaboration_sft")
 
 
 def main(database: Path, runs: list[Path]) -> None:
@@ -33,6 +37,9 @@ def main(database: Path, runs: list[Path]) -> None:
         for one in read_comparison(run / "comparison" / "comparison.json").arms:
             of_arm = {answer.example_id: answer for answer in one.arm.answers}
             answers.setdefault(one.arm.name, {}).update(of_arm)
+    for name in COLLABORATIONS:
+        if name in answers:
+            answers[f"checked {name}"] = _checked(database, answers["alone"], answers[name])
     asked = answers["alone"].keys()
     scores = {
         arm: {example: answer.score for example, answer in of_arm.items()}
@@ -54,6 +61,19 @@ def main(database: Path, runs: list[Path]) -> None:
     both = answers["collaboration_sft"].values()
     again = sum((one.draft or "").partition("\n")[0] == f"Sql: {one.answer}" for one in both)
     print(f"\nanswers of collaboration_sft that are the draft's SQL: {again}")
+
+
+def _checked(
+    database: Path, alone: dict[str, Answer], shown: dict[str, Answer]
+) -> dict[str, Answer]:
+    """The strong model's own answers, and those with the draft where its own SQL gives nothing."""
+    return {
+        example: shown[example]
+        if gives_nothing(result_text(run_query(database, mine.answer or "")))
+        else mine
+        for example, mine in alone.items()
+        if example in shown
+    }
 
 
 def _less(found: dict[str, float | None], other: dict[str, float | None]) -> str:

@@ -10,8 +10,8 @@ are given as a folder, [data] rows = "FOLDER", with
     geography.sqlite: the database
 
 All rows together become four splits by shape, so that no shape is in two of them: what is tested is
-SQL of shapes that nobody was taught. There are five folds; [data] fold names the one that is tested
-on, so that over all five each question is tested once.
+SQL of shapes that nobody was taught. There are five folds; fold in [data.arguments] names the one
+that is tested on, so that over all five each question is tested once.
 
     test     the fold
     dev      a tenth of all rows: to choose settings and accept rounds

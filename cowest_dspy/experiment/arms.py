@@ -285,7 +285,7 @@ def _weak_alone(experiment: _Parts) -> dspy.Module:
     strong model without its demos."""
     reference = experiment.config.evaluate.weak
     if reference:
-        return call(reference, offered=experiment.config.data.arguments)
+        return call(reference, offered=experiment.config.data.given)
     module = experiment.program.alone.module.deepcopy()
     for _, predictor in module.named_predictors():
         predictor.demos = []
@@ -323,7 +323,7 @@ def _grounded(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _retriever(experiment: _Parts, rules: ArmRules) -> Retriever:
-    texts = call(str(rules.corpus), given=experiment.config.data.arguments)
+    texts = call(str(rules.corpus), given=experiment.config.data.given)
     return Retriever(texts, rules.passages)
 
 

@@ -32,12 +32,11 @@ def read_split(
     seed: int = 0,
     limit: int | None = None,
     rows: str | None = None,
-    fold: int | None = None,
-    passages: bool | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> list[dspy.Example]:
     """The examples of one split: ``source`` is "file.py:function" (called with the split,
-    ``seed=``, and ``rows=``, ``fold=`` and ``passages=`` where these are given), "file.jsonl" with
-    a ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
+    ``seed=``, ``rows=`` where it is given, and ``arguments``), "file.jsonl" with a ``split`` field
+    in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
 
     Raises:
         DataError: nothing in that split, no such file (also one that a recipe's function reads), or
@@ -49,7 +48,7 @@ def read_split(
     elif source.endswith(".jsonl"):
         found = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
     else:
-        given = {"seed": seed, "rows": rows, "fold": fold, "passages": passages}
+        given = {"seed": seed, "rows": rows, **(arguments or {})}
         found = _from_function(source, split, where, given)
     return examples(found[:limit], inputs, where=where)
 
@@ -70,7 +69,7 @@ def from_recipe(config: Config, reference: str, kind: type[Kind], **given: Any) 
     Raises:
         ConfigError: it gave something that is not of this kind.
     """
-    made = call(reference, given=given, offered=config.data.arguments)
+    made = call(reference, given=given, offered=config.data.given)
     if not isinstance(made, kind):
         raise ConfigError(
             f"{reference} gave {type(made).__name__}: a function that returns a "
@@ -89,7 +88,7 @@ def load_splits(config: Config, program: Collaboration) -> dict[str, list[dspy.E
     made = {split: configured_split(config.data, split) for split in SPLITS}
     check_apart(made, config.data.inputs)
     weak = config.evaluate.weak
-    modules = {"[evaluate] weak": call(weak, offered=config.data.arguments)} if weak else {}
+    modules = {"[evaluate] weak": call(weak, offered=config.data.given)} if weak else {}
     for split, rows in made.items():
         check_inputs(program, rows[:1], modules=modules, where=split, table=True)
     return made
@@ -103,7 +102,9 @@ def configured_split(source: Data, split: str) -> list[dspy.Example]:
         split,
         source.inputs,
         limit=getattr(source, split),
-        **source.arguments,
+        seed=source.seed,
+        rows=source.rows,
+        arguments=source.arguments,
     )
 
 
@@ -198,7 +199,7 @@ def sft_rows(config: Config, reference: str, which: str, **offered: Any) -> list
     Raises:
         ConfigError: it gave none.
     """
-    given = config.data.arguments
+    given = config.data.given
     if which == "drafts":
         given["draft"] = config.draft
     rows = call(reference, given=given, offered=offered)

@@ -221,7 +221,7 @@ def _note_lessons(visit: _Visit) -> None:
     """Note whether [sft] has rows, in the form in which drafts will be asked for."""
     sft = visit.config.sft
     assert sft is not None
-    given = {**visit.config.data.arguments, "draft": visit.config.draft}
+    given = {**visit.config.data.given, "draft": visit.config.draft}
     rows = sft_rows(call(sft.drafts, given=given))
     asked = _prompt_for(visit, "weak")
     alike = sum(row["prompt"][:-1] == asked[:-1] for row in rows)

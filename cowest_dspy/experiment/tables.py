@@ -13,12 +13,15 @@ from cowest_dspy.influence.statistics import SMALLEST
 from cowest_dspy.lms.config import LMSettings
 from cowest_dspy.utils.table import Folder, Reference, TomlTable, Uri
 
+RESERVED = ("seed", "rows")
+"""Keys of [data] that are given to a recipe's functions by their own names."""
+
 
 def recipe_arguments(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given to a recipe's functions by keyword: seed, rows, fold and passages of [data], as
-    far as they are set."""
-    names = ("seed", "rows", "fold", "passages")
-    return {name: data[name] for name in names if data.get(name) is not None}
+    """What is given to a recipe's functions by keyword: seed and rows of [data], as far as they are
+    set, and what stands in [data.arguments]."""
+    named = {name: data[name] for name in RESERVED if data.get(name) is not None}
+    return {**named, **data.get("arguments", {})}
 
 
 class Data(TomlTable):
@@ -39,13 +42,10 @@ class Data(TomlTable):
         description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s '
         "functions as rows=",
     )
-    fold: int | None = Field(
-        None, ge=0, description="which fold is test, of a recipe that makes folds: fold="
-    )
-    passages: bool | None = Field(
-        None,
-        description="whether questions come with a passage to read, of a recipe that has both: "
-        "passages=",
+    arguments: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="more keyword arguments of the recipe's functions: [data.arguments] fold = 1. "
+        "That of source has to take each; others get those that they ask for",
     )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
     dev: int | None = Field(
@@ -53,8 +53,19 @@ class Data(TomlTable):
     )
     test: int | None = Field(None, ge=1, description="as train: what is only counted, at the end")
 
+    @field_validator("arguments")
+    @classmethod
+    def _of_the_recipe(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in (*RESERVED, "split", "draft") or not name.isidentifier():
+                raise ValueError(
+                    f'"{name}" cannot be an argument here: a name of Python is expected, and not '
+                    "split, draft, seed or rows, which have their own places"
+                )
+        return value
+
     @property
-    def arguments(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """What is given to a recipe's functions by keyword."""
         return recipe_arguments(vars(self))
 

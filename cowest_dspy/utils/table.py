@@ -14,6 +14,10 @@ from cowest_dspy.utils.masking import remember_secret
 from cowest_dspy.utils.reading import expand_user
 
 MOVED: Mapping[str, Mapping[str, str]] = {
+    "data": {
+        "fold": "it in [data.arguments]",
+        "passages": "it in [data.arguments]",
+    },
     "collect": {
         "max_failed": "max_errors",
         "engine": "a [ray] table, which alone spreads a collection over a cluster; leave it out, "

@@ -212,6 +212,15 @@ def test_paths_of_all_tables_are_relative_to_the_file_in_which_they_stand(tmp_pa
 def test_an_old_key_is_told_what_to_write_instead() -> None:
     said = refused(collect={"max_failed": 0.2})
     assert "collect.max_failed: there is no such key. Write max_errors." in said
+    said = refused(data={**TASK["data"], "fold": 1})
+    assert "data.fold: there is no such key. Write it in [data.arguments]." in said
+
+
+@pytest.mark.parametrize("name", ["split", "seed", "rows", "draft", "no name"])
+def test_an_argument_of_a_recipe_with_a_place_of_its_own_is_refused(name: str) -> None:
+    assert f'"{name}" cannot be an argument here' in refused(
+        data={**TASK["data"], "arguments": {name: 1}}
+    )
 
 
 def test_a_judge_is_a_table_like_the_others_and_an_empty_one_takes_it_away(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def bound(config: Config) -> Collaboration:
 
 
 def test_the_task_gives_its_fold_to_the_recipe(rows: str, tmp_path: Path) -> None:
-    config = configured(tmp_path, rows, **{"data.fold": 3})
+    config = configured(tmp_path, rows, **{"data.arguments.fold": 3})
     tested = configured_split(config.data, "test")
     assert {one.id for one in tested} == {row["id"] for row in splits(rows, 3)["test"]}
     made = {split: configured_split(config.data, split) for split in SPLITS}

@@ -339,7 +339,8 @@ def test_the_task_with_passages_is_read_as_its_toml_declares_it(rows: str) -> No
     assert len(taught) == 30 and "the passage" not in taught[0]["prompt"][0]["content"]
     with pytest.raises(DataError, match="passage"):
         load_splits(
-            load_config(files, overrides={"data.rows": rows, "data.passages": False}), program
+            load_config(files, overrides={"data.rows": rows, "data.arguments.passages": False}),
+            program,
         )
 
 
