@@ -6,9 +6,8 @@ from pydantic import Field, model_validator
 
 from cowest_dspy.utils.table import Reference, TomlTable
 
-MAX_ERRORS = 0.5
-"""The largest share of drafts that may fail, unless one says otherwise. A small model that was not
-taught yet is cut off in a third of its drafts or more, which costs no call of the strong one."""
+MAX_ERRORS = 0.3
+"""The largest share of drafts that may fail, unless one says otherwise."""
 
 
 class Collect(TomlTable):
