@@ -37,10 +37,19 @@ def main(database: Path, runs: list[Path]) -> None:
         for one in read_comparison(run / "comparison" / "comparison.json").arms:
             of_arm = {answer.example_id: answer for answer in one.arm.answers}
             answers.setdefault(one.arm.name, {}).update(of_arm)
+    alone = answers["alone"]
+    fails = {
+        one
+        for one, mine in alone.items()
+        if gives_nothing(result_text(run_query(database, mine.answer or "")))
+    }
     for name in COLLABORATIONS:
         if name in answers:
-            answers[f"checked {name}"] = _checked(database, answers["alone"], answers[name])
-    asked = answers["alone"].keys()
+            answers[f"checked {name}"] = {
+                example: shown if example in fails else alone[example]
+                for example, shown in answers[name].items()
+            }
+    asked = alone.keys()
     scores = {
         arm: {example: answer.score for example, answer in of_arm.items()}
         for arm, of_arm in answers.items()
@@ -61,19 +70,6 @@ def main(database: Path, runs: list[Path]) -> None:
     both = answers["collaboration_sft"].values()
     again = sum((one.draft or "").partition("\n")[0] == f"Sql: {one.answer}" for one in both)
     print(f"\nanswers of collaboration_sft that are the draft's SQL: {again}")
-
-
-def _checked(
-    database: Path, alone: dict[str, Answer], shown: dict[str, Answer]
-) -> dict[str, Answer]:
-    """The strong model's own answers, and those with the draft where its own SQL gives nothing."""
-    return {
-        example: shown[example]
-        if gives_nothing(result_text(run_query(database, mine.answer or "")))
-        else mine
-        for example, mine in alone.items()
-        if example in shown
-    }
 
 
 def _less(found: dict[str, float | None], other: dict[str, float | None]) -> str:

@@ -45,7 +45,7 @@ class Data(TomlTable):
     arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
         description="more keyword arguments of the recipe's functions: [data.arguments] fold = 1. "
-        "That of source has to take each; others get those that they ask for",
+        "Those of source, [sft] and corpus have to take each; the others get what they ask for",
     )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
     dev: int | None = Field(
