@@ -46,7 +46,7 @@ NOT_RUN: dict[str, list[str]] = {
         "wants the rows of MedMCQA, and hours",
         "wants the rows of GeoQuery, and hours",
     ],
-    "docs/results/geoquery.md": ["wants the rows of GeoQuery, and 40 minutes on two cores"],
+    "docs/results/geoquery.md": ["wants the rows of GeoQuery, and two hours on two cores"],
     "docs/howto/cluster.md": ["needs several machines"],
     "docs/howto/bundle.md": ["needs an account on the Hub"],
     "docs/howto/notebook.md": ["minutes of two real models"],
