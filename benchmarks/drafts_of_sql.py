@@ -1,12 +1,13 @@
 """What stands between a collaboration on GeoQuery and the best of its two models, several folds
 counted together: who is right, what their SQL gives when it is run, and what each arm is worth.
 
-    python benchmarks/drafts_of_sql.py FOLDER/geography.sqlite runs/geoquery-*    # of cowest compare
+    python benchmarks/drafts_of_sql.py FOLDER/geography.sqlite runs/geoquery-?    # of cowest compare
 
 Of the arms "alone", "weak" and "collaboration_sft", and whichever others all the runs have. Where
 every draft was shown (``program``), a row "checked NAME" says what the collaboration would have been
 that shows it only where the strong model's own SQL gives nothing (``checked``): its prompts are the
-same, so that its answers are known.
+same, so that its answers are known. Where preference pairs were made, how many of their chosen
+drafts are wrong themselves.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from collections import Counter
 from pathlib import Path
 
 from cowest_dspy.influence.arms import Answer
+from cowest_dspy.influence.statistics import wilson_interval
+from cowest_dspy.influence.trace import Trace, Traces
+from cowest_dspy.pairs.dataset import PreferencePairs
 from cowest_dspy.report.compare_view import read_comparison
 from cowest_dspy.report.significance import compare_scores
-from cowest_dspy.report.verdict import format_difference, format_p
+from cowest_dspy.report.verdict import format_detectable, format_difference, format_p
+from cowest_dspy.store.store import Store
 from cowest_dspy.utils.importing import load_function
 from cowest_dspy.utils.sql import run_query
 
@@ -27,7 +32,9 @@ result_text, gives_nothing = (
     load_function(f"{RECIPE}:{name}") for name in ("result_text", "gives_nothing")
 )
 COLLABORATIONS = ("collaboration_sft", "collaboration")
-AGAINST = ("alone", "alone_repaired", "weak", "collaboration_sft", "checked collaboration_sft")
+AGAINST = (
+    "alone", "alone_repaired", "weak", "weak_tuned", "collaboration_sft", "checked collaboration_sft",
+)  # fmt: skip
 
 
 def main(database: Path, runs: list[Path]) -> None:
@@ -64,18 +71,24 @@ def main(database: Path, runs: list[Path]) -> None:
             _less(found, scores[name]) if name in scores and name != arm else "-"
             for name in AGAINST
         ]
-        share = f"{right:.0f} of {len(found)}, {100 * right / len(found):.1f} %"
+        span = wilson_interval(int(right), len(found))
+        share = (
+            f"{right:.0f} of {len(found)}, {100 * right / len(found):.1f} % "
+            f"[{100 * span.low:.1f}, {100 * span.high:.1f}]"
+        )
         print(f"| {arm} | {share} | {failed} | " + " | ".join(cells) + " |")
     _print_cells(database, answers["alone"], answers["weak"])
     both = answers["collaboration_sft"].values()
     again = sum((one.draft or "").partition("\n")[0] == f"Sql: {one.answer}" for one in both)
     print(f"\nanswers of collaboration_sft that are the draft's SQL: {again}")
+    _print_wrong_chosen(runs)
 
 
 def _less(found: dict[str, float | None], other: dict[str, float | None]) -> str:
     test = compare_scores(found, other)
     return (
-        f"{format_difference(test)}, {format_p(test.p)} ({test.higher} better, {test.lower} worse)"
+        f"{format_difference(test)}, {format_p(test.p)} ({test.higher} better, {test.lower} worse; "
+        f"could show {format_detectable(test)})"
     )
 
 
@@ -95,6 +108,36 @@ def _print_cells(database: Path, alone: dict[str, Answer], weak: dict[str, Answe
     for cell in sorted(count, reverse=True):
         told = [count[cell], right[(*cell, "strong")], right[(*cell, "weak")]]
         print(f"| {' | '.join([*cell, *map(str, told)])} |")
+
+
+def _print_wrong_chosen(runs: list[Path]) -> None:
+    """Pairs whose chosen draft is wrong as an answer, by the score of the strong model alone and
+    what the two drafts gave when they were run."""
+    pairs, wrong = 0, Counter[tuple[float | None, str, str]]()
+    for run in runs:
+        if not (run / "pairs.jsonl").is_file():
+            continue
+        with Store(run) as store:
+            traces = {(one.example_id, one.draft_index): one for one in Traces.load(store, round=1)}
+        for pair in PreferencePairs.load(run / "pairs.jsonl"):
+            pairs += 1
+            chosen, rejected = (
+                traces[pair.example_id, index] for index in (pair.chosen_index, pair.rejected_index)
+            )
+            if chosen.draft_score == 0:
+                wrong[chosen.alone_score, _gives(chosen), _gives(rejected)] += 1
+    if pairs:
+        print(f"\npairs whose chosen draft is wrong: {wrong.total()} of {pairs}")
+        print("\n| strong alone | chosen gives | rejected gives | pairs |\n|---|---|---|---:|")
+        for (score, *gives), count in wrong.most_common():
+            print(f"| {score} | {' | '.join(gives)} | {count} |")
+
+
+def _gives(trace: Trace) -> str:
+    result = trace.draft.rpartition("\nResult: ")[2]
+    return (
+        "error" if result.startswith("error: ") else "nothing" if gives_nothing(result) else "rows"
+    )
 
 
 if __name__ == "__main__":
